@@ -1,0 +1,286 @@
+"""Recording a teacher: each distinct text once, sorted by length, shard by shard.
+
+Shards are dealt out over the processes of a launch; nothing is gathered in memory. A shard that
+is whole is never computed again, so a capture that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..eval.batching import length_order, token_batches
+from ..eval.checkpoints import sha256
+from ..eval.errors import RunError
+from ..eval.models import TextModel, autocast
+from .outputs import FORMAT, MANIFEST, TeacherOutputs, open_shard
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BLOCK = 4096  # texts held at a time while keys and lengths are made
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Rows whose texts the teacher is asked about.
+
+    Attributes:
+        name: Such as ``train.text``; names the rows in the outputs.
+        texts: One text a row; a column of a memory-mapped data set will do.
+        pairs: The second text of each row, or None.
+        role: Whose prompt is put in front.
+    """
+
+    name: str
+    texts: Sequence[str]
+    pairs: Sequence[str] | None = None
+    role: str = "text"
+
+    def read(self, rows: Sequence[int]) -> tuple[list[str], list[str] | None]:
+        """The texts, and the second texts, of some rows."""
+        pairs = None if self.pairs is None else [self.pairs[int(i)] for i in rows]
+        return [self.texts[int(i)] for i in rows], pairs
+
+
+@dataclass(frozen=True)
+class Items:
+    """Distinct texts over several streams, in the order they are recorded.
+
+    Attributes:
+        stream: The stream of each item, (n,).
+        row: Its row there, (n,).
+        length: Its length in tokens, (n,).
+        of: For each stream, the item of each of its rows.
+    """
+
+    stream: NDArray[np.int64]
+    row: NDArray[np.int64]
+    length: NDArray[np.int64]
+    of: dict[str, NDArray[np.int64]]
+
+
+def _keys(stream: Stream) -> NDArray[np.void]:
+    """A 128-bit key of each row's role and texts: equal texts, equal keys."""
+    out = bytearray()
+    for start in range(0, len(stream.texts), BLOCK):
+        texts, pairs = stream.read(range(start, min(start + BLOCK, len(stream.texts))))
+        for i, text in enumerate(texts):
+            parts = (stream.role, text, "" if pairs is None else pairs[i])
+            key = "\0".join(f"{len(p)}:{p}" for p in parts).encode("utf-8", "surrogatepass")
+            out += hashlib.blake2b(key, digest_size=16).digest()
+    return np.frombuffer(bytes(out), dtype="V16")
+
+
+def distinct_items(model: TextModel, streams: Sequence[Stream]) -> Items:
+    """Finds the distinct texts of all streams and sorts them by length, longest first.
+
+    Memory is 16 bytes a row and 24 an item.
+
+    Raises:
+        RunError: If there is no row at all.
+    """
+    keys = [_keys(stream) for stream in streams]
+    every = np.concatenate(keys) if keys else np.empty(0, dtype="V16")
+    if not len(every):
+        raise RunError("There are no rows to record a teacher on.")
+    _, first, inverse = np.unique(every, return_index=True, return_inverse=True)
+    starts = np.cumsum([0] + [len(k) for k in keys])
+    stream = np.searchsorted(starts, first, side="right") - 1
+    row = first - starts[stream]
+    length = np.empty(len(first), dtype=np.int64)
+    for number, source in enumerate(streams):
+        mine = np.flatnonzero(stream == number)
+        for start in range(0, len(mine), BLOCK):
+            part = mine[start : start + BLOCK]
+            texts, pairs = source.read(row[part].tolist())
+            encoded = model.tokenize(texts, pairs, source.role)
+            length[part] = [len(e["input_ids"]) for e in encoded]
+    # np.unique's order is that of the hashes: the same for the same texts, whatever their order.
+    order = length_order(length)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    positions = place[inverse]
+    of = {s.name: positions[starts[i] : starts[i + 1]] for i, s in enumerate(streams)}
+    return Items(stream[order], row[order], length[order], of)
+
+
+def capture(
+    model: TextModel,
+    streams: Sequence[Stream],
+    out: Path,
+    *,
+    identity: Mapping[str, Any],
+    precision: str = "fp32",
+    batch_tokens: int = 8192,
+    shard_rows: int = 4096,
+    hidden_layers: Sequence[int] = (),
+    rank: int = 0,
+    world_size: int = 1,
+    barrier: Callable[[], None] = lambda: None,
+    progress: Callable[[int, int], None] | None = None,
+) -> TeacherOutputs | None:
+    """Records a teacher's signal, and hidden states where asked for, on every text of the streams.
+
+    Args:
+        model: The teacher.
+        streams: The rows; no test rows.
+        out: The folder; shards that are whole in it are kept.
+        identity: What the outputs belong to (teacher, tokenizer, data …), for the manifest.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        batch_tokens: Rows × longest row of a batch, at most.
+        shard_rows: Items in a shard.
+        hidden_layers: Layers whose token vectors are kept (0 is the embeddings), as float16.
+        rank: This process.
+        world_size: Processes that share the work.
+        barrier: Waits for all of them.
+        progress: Called with items done and items in all, of this process.
+
+    Returns:
+        The outputs, on rank 0; None on the others.
+
+    Raises:
+        RunError: If an output is not a finite number, or a shard cannot be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    items = distinct_items(model, streams)
+    starts = list(range(0, len(items.row), shard_rows))
+    mine = [number for number in range(len(starts)) if number % world_size == rank]
+    total = sum(min(shard_rows, len(items.row) - starts[n]) for n in mine)
+    done = 0
+    model.eval()
+    for number in mine:
+        part = slice(starts[number], starts[number] + shard_rows)
+        count = len(items.row[part])
+        if not _whole(out, number, count):
+            base = done
+
+            def report(rows: int, base: int = base) -> None:
+                if progress is not None:
+                    progress(base + rows, total)
+
+            columns = _compute(
+                model, streams, items, part, precision, batch_tokens, hidden_layers, report
+            )
+            _write_shard(out, number, columns, rank)
+        done += count
+        if progress is not None:
+            progress(done, total)
+    barrier()
+    if rank != 0:
+        return None
+    for name, rows in items.of.items():
+        np.save(out / f"rows-{name}.npy", rows)
+    shards = []
+    for number in range(len(starts)):
+        shards.append(json.loads(_note(out, number).read_text(encoding="utf-8")))
+        _note(out, number).unlink()
+    manifest = {
+        "format": FORMAT,
+        **identity,
+        "signal": model.signal,
+        "width": model.width,
+        "encoding": "float32",
+        "precision": precision,
+        "hidden_layers": list(hidden_layers),
+        "hidden_size": int(model.config.hidden_size),
+        "streams": {name: len(rows) for name, rows in items.of.items()},
+        "items": len(items.row),
+        "tokens": int(items.length.sum()),
+        "bytes_per_item": sum(s["bytes"] for s in shards) / len(items.row),
+        "world_size": world_size,
+        "shards": shards,
+    }
+    (out / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    return TeacherOutputs(out)
+
+
+@torch.inference_mode()
+def _compute(
+    model: TextModel,
+    streams: Sequence[Stream],
+    items: Items,
+    part: slice,
+    precision: str,
+    batch_tokens: int,
+    hidden_layers: Sequence[int],
+    report: Callable[[int], None],
+) -> dict[str, Any]:
+    """One shard's columns: ``values`` (n, W) and lists of flat token vectors a layer."""
+    stream, row, length = items.stream[part], items.row[part], items.length[part]
+    encoded: list[Any] = [None] * len(row)
+    for number, source in enumerate(streams):
+        here = np.flatnonzero(stream == number)
+        if len(here):
+            texts, pairs = source.read(row[here].tolist())
+            for place, ids in zip(here, model.tokenize(texts, pairs, source.role), strict=True):
+                encoded[place] = ids
+    values = np.empty((len(row), model.width), dtype=np.float32)
+    hidden: dict[int, list[Any]] = {layer: [None] * len(row) for layer in hidden_layers}
+    device, finished = model.backbone.device, 0
+    for index in token_batches(length, batch_tokens):
+        batch = {k: v.to(device) for k, v in model.collate([encoded[i] for i in index]).items()}
+        with autocast(device, precision):
+            output = model(**batch, output_hidden_states=bool(hidden_layers))
+        values[index] = output.values.float().cpu().numpy()
+        for layer in hidden_layers:
+            states = output.hidden_states[layer].to(torch.float16).cpu().numpy()
+            for place, vectors in zip(index, states, strict=True):
+                hidden[layer][place] = vectors[: length[place]].reshape(-1)
+        finished += len(index)
+        report(finished)
+    if not np.isfinite(values).all():
+        raise RunError(
+            f"The teacher gave outputs that are not finite numbers in {precision}; "
+            "set capture.precision to fp32 or bf16."
+        )
+    return {"values": values, **{f"hidden_{layer}": rows for layer, rows in hidden.items()}}
+
+
+def _note(out: Path, number: int) -> Path:
+    return out / f"shard-{number:05d}.json"
+
+
+def _whole(out: Path, number: int, count: int) -> bool:
+    """Whether a shard was finished by an earlier try."""
+    note, file = _note(out, number), out / f"shard-{number:05d}.arrow"
+    if not (note.exists() and file.exists()):
+        return False
+    facts = json.loads(note.read_text(encoding="utf-8"))
+    return bool(facts["items"] == count and facts["sha256"] == sha256(file))
+
+
+def _write_shard(out: Path, number: int, columns: Mapping[str, Any], rank: int) -> None:
+    """Writes a shard beside its place and renames it; its note comes last."""
+    import pyarrow as pa
+
+    values = columns["values"]
+    arrays: list[Any] = [pa.FixedSizeListArray.from_arrays(values.reshape(-1), values.shape[1])]
+    arrays += [
+        pa.array(rows, type=pa.list_(pa.float16())) for k, rows in columns.items() if k != "values"
+    ]
+    batch = pa.record_batch(arrays, names=list(columns))
+    file = out / f"shard-{number:05d}.arrow"
+    temporary = file.with_suffix(".tmp")
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    os.replace(temporary, file)
+    facts = {
+        "file": file.name,
+        "items": len(values),
+        "bytes": file.stat().st_size,
+        "sha256": sha256(file),
+        "rank": rank,
+    }
+    note = _note(out, number)
+    note.with_suffix(".note").write_text(json.dumps(facts), encoding="utf-8")
+    os.replace(note.with_suffix(".note"), note)
+    open_shard(file)

@@ -1,0 +1,442 @@
+"""Training a student: a small override of ``transformers.Trainer``.
+
+Mixed precision, DDP, FSDP, DeepSpeed, checkpoints and logging are the Trainer's own. Ours are the
+loss (a weighted sum over recorded teacher outputs, each term logged by name), the order of the
+rows (`LengthSampler`), and the validation (the task's metric).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from ..eval.errors import RecipeError, RunError, nearest
+from ..eval.models import ModelOutput, TextModel
+from .losses import Loss, get_loss
+from .rows import DistillRows, LengthSampler
+
+# Fields that other parts of the recipe set; two places for one thing would contradict each other.
+RESERVED = {
+    "output_dir": "--out",
+    "seed": "seed",
+    "data_seed": "seed",
+    "bf16": "precision",
+    "fp16": "precision",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "learning_rate": "learning_rate",
+    "warmup_steps": "warmup",
+    "train_sampling_strategy": "nothing (paredown's own sampler resumes exactly)",
+    "remove_unused_columns": "nothing (rows have no columns here)",
+    "metric_for_best_model": "target.metric",
+    "push_to_hub": "nothing (a run publishes nothing)",
+}
+
+
+@dataclass(frozen=True)
+class WeightedLoss:
+    """A term of the training loss.
+
+    Attributes:
+        loss: From the table.
+        weight: Its factor, > 0.
+        options: Its options, defaults filled in.
+    """
+
+    loss: Loss
+    weight: float
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def weigh(losses: Mapping[str, Any], signal: str) -> list[WeightedLoss]:
+    """Turns ``{name: weight}`` or ``{name: {weight: …, option: …}}`` into terms.
+
+    Raises:
+        RecipeError: For an unknown loss or option, a weight that is not above 0, or no loss.
+    """
+    terms = []
+    for name, given in losses.items():
+        loss = get_loss(name, signal)
+        options = dict(given) if isinstance(given, Mapping) else {"weight": given}
+        weight = float(options.pop("weight", 1.0))
+        for option, value in options.items():
+            if option not in loss.options:
+                raise RecipeError(
+                    f"The loss '{name}' has no option '{option}'.{nearest(option, loss.options)} "
+                    f"It has: {', '.join(loss.options) or 'none'}."
+                )
+            if option == "temperature" and not value > 0:
+                raise RecipeError(f"distill.losses.{name}.temperature must be > 0, not {value}.")
+        if not weight > 0:
+            raise RecipeError(f"The loss '{name}' has weight {weight}: leave it out instead.")
+        terms.append(WeightedLoss(loss, weight, {**loss.options, **options}))
+    if not terms:
+        raise RecipeError("distill.losses is empty: name at least one loss.")
+    return terms
+
+
+def layer_map(student_layers: int, teacher_layers: int, given: Any) -> dict[int, int]:
+    """Which teacher layer each student layer learns from (numbers from 1; 0 is the embeddings).
+
+    Args:
+        student_layers: Layers of the student.
+        teacher_layers: Layers of the teacher.
+        given: ``uniform``, ``last``, or a map {student layer: teacher layer}.
+
+    Raises:
+        RecipeError: If a layer does not exist.
+    """
+    if given == "uniform":
+        return {
+            i: round(i * teacher_layers / student_layers) for i in range(1, student_layers + 1)
+        }
+    if given == "last":
+        return {student_layers: teacher_layers}
+    if not isinstance(given, Mapping):
+        raise RecipeError(f"hidden_mse.layers is 'uniform', 'last' or a map, not {given!r}.")
+    out = {int(k): int(v) for k, v in given.items()}
+    for s, t in out.items():
+        if not (0 <= s <= student_layers and 0 <= t <= teacher_layers):
+            raise RecipeError(
+                f"hidden_mse.layers maps student layer {s} to teacher layer {t}; "
+                f"there are {student_layers} and {teacher_layers}."
+            )
+    return out
+
+
+class Distiller(nn.Module):
+    """The student and, where a loss compares hidden states, a learned projection a layer."""
+
+    def __init__(self, student: TextModel, layers: Mapping[int, int], teacher_hidden: int) -> None:
+        super().__init__()
+        self.student = student
+        self.layers = dict(layers)
+        hidden = int(student.config.hidden_size)
+        self.projections = nn.ModuleDict(
+            {str(s): nn.Linear(hidden, teacher_hidden) for s in self.layers}
+        )
+        if student.signal == "embedding":
+            # The stock class has a pooler that an embedding does not use.
+            for name, parameter in student.backbone.named_parameters():
+                parameter.requires_grad_(not name.startswith("pooler."))
+
+    def forward(self, **batch: Tensor) -> tuple[ModelOutput, dict[int, Tensor], Tensor | None]:
+        """Gives the signal, the projected hidden states by student layer, and the documents'."""
+        names = self.student.inputs
+        output = self.student(
+            **{n: batch[n] for n in names}, output_hidden_states=bool(self.layers)
+        )
+        hidden = {}
+        if output.hidden_states is not None:
+            hidden = {s: self.projections[str(s)](output.hidden_states[s]) for s in self.layers}
+        documents = None
+        if "document_input_ids" in batch:
+            documents = self.student(**{n: batch[f"document_{n}"] for n in names}).values
+        return output, hidden, documents
+
+
+class DistillTrainer(Trainer):  # type: ignore[misc]
+    """`transformers.Trainer` with a loss over recorded outputs and the task's own validation."""
+
+    def __init__(
+        self,
+        *args: Any,
+        terms: Sequence[WeightedLoss],
+        rows: DistillRows,
+        validate: Callable[[TextModel], dict[str, float]],
+        **kwargs: Any,
+    ) -> None:
+        self.terms = terms
+        self.rows = rows
+        self.validate = validate
+        self.sampler: LengthSampler | None = None
+        self._sums: dict[str, float] = {}
+        self._counted = 0
+        super().__init__(
+            *args,
+            train_dataset=rows,
+            eval_dataset=rows,  # asked for by the Trainer; `evaluate` below uses `validate`
+            data_collator=rows.collate,
+            **kwargs,
+        )
+        self.add_callback(_SetEpoch(self))
+        self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthSampler:
+        batch = self.args.train_batch_size * self.args.world_size
+        self.sampler = LengthSampler(self.rows.tokens.lengths, batch, self.args.seed)
+        return self.sampler
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The weighted sum of the terms, each remembered by its name for the log."""
+        output, hidden, documents = model(
+            **{k: v for k, v in inputs.items() if not k.startswith("teacher_") and k != "labels"}
+        )
+        total = torch.zeros((), device=output.values.device)
+        for term in self.terms:
+            value = self._term(term, output, hidden, documents, inputs)
+            total = total + term.weight * value
+            self._sums[term.loss.name] = self._sums.get(term.loss.name, 0.0) + value.item()
+        self._counted += 1
+        if not math.isfinite(total.item()):
+            raise RunError(
+                "The training loss is no longer a finite number; lower distill.learning_rate, or "
+                "set distill.precision to fp32."
+            )
+        return (total, output) if return_outputs else total
+
+    def _term(
+        self,
+        term: WeightedLoss,
+        output: ModelOutput,
+        hidden: dict[int, Tensor],
+        documents: Tensor | None,
+        inputs: dict[str, Tensor],
+    ) -> Tensor:
+        loss, options = term.loss, term.options
+        if loss.uses == "labels":
+            return loss.function(output.values, inputs["labels"], **options)
+        if loss.uses == "documents":
+            return loss.function(output.values, documents, **options)
+        if loss.uses == "values":
+            return loss.function(output.values, inputs["teacher_values"], **options)
+        layers = self.accelerator.unwrap_model(self.model).layers
+        values = [
+            loss.function(states, inputs[f"teacher_hidden_{layers[s]}"], inputs["attention_mask"])
+            for s, states in hidden.items()
+        ]
+        return torch.stack(values).mean()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the mean of each term since the last log to a training line."""
+        if "loss" in logs and self._counted:
+            for name, value in self._sums.items():
+                logs[f"loss_{name}"] = value / self._counted
+            self._sums, self._counted = {}, 0
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Validates with the task's metric; every process comes to the same figures."""
+        student = self.accelerator.unwrap_model(self.model).student
+        metrics = {f"eval_{name}": value for name, value in self.validate(student).items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+
+class _SetEpoch(TrainerCallback):  # type: ignore[misc]
+    """Tells the sampler its epoch: accelerate reaches it only through two of three wrappers."""
+
+    def __init__(self, trainer: DistillTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.sampler is not None:
+            self.trainer.sampler.set_epoch(int(state.epoch or 0))
+
+
+class _Report(TrainerCallback):  # type: ignore[misc]
+    """Hands steps done and steps in all to whoever shows the progress."""
+
+    def __init__(self, progress: Callable[[int, int], None]) -> None:
+        self.progress = progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress(state.global_step, state.max_steps)
+
+
+def training_arguments(
+    folder: Path,
+    *,
+    epochs: float,
+    batch_size: int,
+    learning_rate: float,
+    warmup: float,
+    precision: str,
+    seed: int,
+    metric: str,
+    world_size: int = 1,
+    extra: Mapping[str, Any] | None = None,
+    where: str = "distill",
+) -> TrainingArguments:
+    """Builds the Trainer's arguments; every field but the reserved ones can be set by ``extra``.
+
+    Args:
+        folder: Where checkpoints go while training.
+        epochs: Passes over the rows.
+        batch_size: Rows a step, over all processes.
+        learning_rate: The highest.
+        warmup: Share of the steps until it is reached.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        seed: Of the order of rows, and of dropout.
+        metric: Validation metric of which the best checkpoint is kept.
+        world_size: Processes of the launch.
+        extra: ``distill.arguments`` of the recipe.
+        where: The section of the recipe, for errors.
+
+    Raises:
+        RecipeError: For an unknown or reserved field, a value the Trainer refuses, or a batch size
+            that the processes cannot share evenly.
+    """
+    extra = dict(extra or {})
+    known = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}
+    for name in extra:
+        if name in RESERVED:
+            raise RecipeError(f"{where}.arguments.{name} is set by {RESERVED[name]}.")
+        if name not in known:
+            raise RecipeError(
+                f"{where}.arguments.{name} is no field of TrainingArguments.{nearest(name, known)}"
+            )
+    if batch_size % world_size:
+        raise RecipeError(
+            f"{where}.batch_size is {batch_size} rows over all processes; "
+            f"{world_size} processes cannot share it evenly."
+        )
+    defaults: dict[str, Any] = {
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "logging_strategy": "epoch",
+        "lr_scheduler_type": "cosine",
+        "weight_decay": 0.01,
+        "report_to": "none",
+        "save_total_limit": 2,
+        "load_best_model_at_end": True,
+        "greater_is_better": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "logging_nan_inf_filter": False,
+    }
+    try:
+        return TrainingArguments(
+            output_dir=str(folder),
+            num_train_epochs=epochs,
+            per_device_train_batch_size=batch_size // world_size,
+            learning_rate=learning_rate,
+            warmup_steps=warmup,
+            bf16=precision == "bf16",
+            fp16=precision == "fp16",
+            seed=seed,
+            use_cpu=not torch.cuda.is_available(),
+            remove_unused_columns=False,
+            metric_for_best_model=f"eval_{metric}",
+            **{**defaults, **extra},
+        )
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{where}.arguments: {error}") from error
+
+
+def last_checkpoint(folder: Path, world_size: int) -> Path | None:
+    """The newest checkpoint that was written whole; newer ones that were not are removed.
+
+    The Trainer writes ``trainer_state.json`` last, so one that can be read ends a checkpoint.
+    """
+    found = sorted(
+        (p for p in folder.glob("checkpoint-*") if p.name.split("-")[1].isdigit()),
+        key=lambda p: int(p.name.split("-")[1]),
+        reverse=True,
+    )
+    states = ["rng_state.pth"] if world_size == 1 else []
+    states += [f"rng_state_{i}.pth" for i in range(world_size) if world_size > 1]
+    for path in found:
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            if all((path / name).exists() for name in states):
+                return path
+        except (OSError, json.JSONDecodeError):
+            pass
+        shutil.rmtree(path, ignore_errors=True)
+    return None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training did.
+
+    Attributes:
+        steps: Optimizer steps.
+        best_metric: The best validation figure.
+        history: The Trainer's log, one entry a line.
+        resumed_from: The step it went on from, or None.
+    """
+
+    steps: int
+    best_metric: float | None
+    history: list[dict[str, Any]]
+    resumed_from: int | None
+
+
+def train(
+    student: TextModel,
+    rows: DistillRows,
+    terms: Sequence[WeightedLoss],
+    arguments: TrainingArguments,
+    *,
+    validate: Callable[[TextModel], dict[str, float]],
+    layers: Mapping[int, int] | None = None,
+    teacher_hidden: int = 0,
+    barrier: Callable[[], None] = lambda: None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Trained:
+    """Trains a student in place and leaves the best checkpoint's weights in it.
+
+    Killed at any moment, the same call goes on from the last whole checkpoint and ends with the
+    same weights.
+
+    Args:
+        student: Is changed.
+        rows: What it is trained on.
+        terms: The loss.
+        arguments: Of `training_arguments`.
+        validate: Gives the validation figures of a student, by name.
+        layers: For ``hidden_mse``: student layer → teacher layer.
+        teacher_hidden: For ``hidden_mse``: the width of the teacher's token vectors.
+        barrier: Waits for all processes.
+        progress: Called with steps done and steps in all.
+
+    Raises:
+        RunError: If the loss stops being a finite number.
+    """
+    folder = Path(arguments.output_dir)
+    torch.manual_seed(arguments.seed)  # the projections' weights
+    distiller = Distiller(student, layers or {}, teacher_hidden)
+    trainer = DistillTrainer(
+        model=distiller, args=arguments, terms=terms, rows=rows, validate=validate
+    )
+    if progress is not None:
+        trainer.add_callback(_Report(progress))
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    found = last_checkpoint(folder, arguments.world_size) if arguments.process_index == 0 else None
+    barrier()
+    if arguments.process_index != 0:
+        found = last_checkpoint(folder, arguments.world_size)
+    trainer.train(resume_from_checkpoint=str(found) if found else None)
+    state = trainer.state
+    for parameter in student.parameters():
+        parameter.requires_grad_(True)
+    student.eval()
+    return Trained(
+        steps=int(state.global_step),
+        best_metric=state.best_metric,
+        history=list(state.log_history),
+        resumed_from=int(found.name.split("-")[1]) if found else None,
+    )

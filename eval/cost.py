@@ -1,0 +1,202 @@
+"""What a model costs: FLOPs of a row, parameters and bytes of what is saved."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import RecipeError, RunError
+from .tasks import Signal
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from .models import Row, TextModel
+
+WEIGHTS = ("*.safetensors", "*_Dense/*.safetensors", "model.onnx", "model.onnx.data")
+"""The files of a folder that hold weights."""
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """The sizes of an encoder that decide its FLOPs.
+
+    Attributes:
+        layers: Number of layers L.
+        hidden: Hidden size H, which heads × head size equals in these architectures.
+        intermediate: FFN width F.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+
+    def flops(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """FLOPs of all layers for rows of T tokens: L (T (8 H² + 4 H F) + 4 T² H)."""
+        per_token = 8 * self.hidden**2 + 4 * self.hidden * self.intermediate
+        return self.layers * (lengths * per_token + 4 * lengths**2 * self.hidden)
+
+
+def _bert(config: Any) -> EncoderShape:
+    return EncoderShape(config.num_hidden_layers, config.hidden_size, config.intermediate_size)
+
+
+ARCHITECTURES: dict[str, Callable[[Any], EncoderShape]] = {
+    "bert": _bert,
+    "roberta": _bert,
+    "distilbert": lambda config: EncoderShape(config.n_layers, config.dim, config.hidden_dim),
+}
+"""Architectures whose FLOPs are known by formula; others are counted by `count_flops`."""
+
+
+def flops_per_example(
+    config: Any,
+    lengths: ArrayLike,
+    head: Signal,
+    num_labels: int = 0,
+    dense: int | None = None,
+) -> NDArray[np.int64]:
+    """Forward FLOPs of rows, each alone and unpadded.
+
+    2 FLOPs per multiply-add; matrix products and attention only (no norms, activations, softmax,
+    pooling or look-ups). A pooler that stock ``AutoModel`` computes and an embedding does not use
+    is not counted.
+
+    Args:
+        config: A transformers config of type bert, roberta or distilbert.
+        lengths: Tokens of each row, specials included, (n,).
+        head: ``embedding`` or ``class_logits``.
+        num_labels: Number of classes, for ``class_logits``; the config's if 0.
+        dense: Width of the embedding where a ``Dense`` module follows the pooling, else None.
+
+    Returns:
+        (n,) int64.
+
+    Raises:
+        RecipeError: If the architecture has no formula.
+    """
+    if config.model_type not in ARCHITECTURES:
+        raise RecipeError(
+            f"FLOPs of architecture '{config.model_type}' are not known by formula (known: "
+            f"{', '.join(sorted(ARCHITECTURES))}); count them with `row_flops`."
+        )
+    shape = ARCHITECTURES[config.model_type](config)
+    flops = shape.flops(np.asarray(lengths, dtype=np.int64))
+    if head == "class_logits":
+        # Before the classes all three have an H × H map: BERT's pooler, RoBERTa's `dense` and
+        # DistilBERT's `pre_classifier`.
+        classes = int(num_labels or config.num_labels)
+        return flops + 2 * shape.hidden**2 + 2 * shape.hidden * classes
+    return flops + (2 * shape.hidden * dense if dense else 0)
+
+
+def row_flops(model: TextModel, lengths: ArrayLike) -> NDArray[np.int64]:
+    """Forward FLOPs of rows by formula where there is one, else counted once per length.
+
+    Args:
+        model: Any model of this package.
+        lengths: Tokens of each row, specials included, (n,).
+
+    Returns:
+        (n,) int64.
+    """
+    sizes = np.asarray(lengths, dtype=np.int64)
+    if model.config.model_type in ARCHITECTURES:
+        dense = None if model.dense is None else int(model.dense.out_features)
+        return flops_per_example(model.config, sizes, model.signal, dense=dense)
+    distinct, where = np.unique(sizes, return_inverse=True)
+    sample = model.tokenize(["a"])[0]
+    counted = [
+        count_flops(model, {name: [ids[0]] * int(size) for name, ids in sample.items()})
+        for size in distinct
+    ]
+    return np.asarray(counted, dtype=np.int64)[where]
+
+
+def count_flops(model: TextModel, row: Mapping[str, Sequence[int]] | Row) -> int:
+    """Forward FLOPs of one row as torch's ``FlopCounterMode`` counts them, attention included.
+
+    It slows the forward pass down: never count while timing. BERT's pooler is left out for
+    embeddings, as in `flops_per_example`.
+
+    Args:
+        model: Any model of this package.
+        row: One of `TextModel.tokenize`'s rows.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+    def attention(q: Any, k: Any, v: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        return int(sdpa_flop_count(q, k, v))
+
+    # torch counts its GPU kernels of scaled-dot-product attention, not the CPU's.
+    cpu_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    device = model.backbone.device
+    batch = {k: v.to(device) for k, v in model.collate([dict(row)]).items()}  # type: ignore[arg-type]
+    counter = FlopCounterMode(display=False, custom_mapping={cpu_kernel: attention})
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), _without_unused_pooler(model), counter:
+            model(**batch)
+    finally:
+        model.train(was_training)
+    return int(counter.get_total_flops())
+
+
+@contextlib.contextmanager
+def _without_unused_pooler(model: TextModel) -> Iterator[None]:
+    """Takes out the pooler that stock BERT computes although an embedding does not use it."""
+    pooler = getattr(model.backbone, "pooler", None) if model.signal == "embedding" else None
+    if pooler is None:
+        yield
+        return
+    model.backbone.pooler = None
+    try:
+        yield
+    finally:
+        model.backbone.pooler = pooler
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint's or export's folder that hold weights.
+
+    Raises:
+        RunError: If there are none.
+    """
+    found = sorted({path for pattern in WEIGHTS for path in folder.glob(pattern)})
+    if not found:
+        raise RunError(
+            f"'{folder}' holds no weights (expected model.safetensors or model.onnx); "
+            "give the folder of a checkpoint or of an export."
+        )
+    return found
+
+
+def artefact_bytes(folder: Path) -> int:
+    """Bytes of the weight files of a checkpoint's or export's folder."""
+    return sum(path.stat().st_size for path in weight_files(folder))
+
+
+def artefact_parameters(folder: Path) -> int:
+    """Numbers in the safetensors files of a checkpoint's folder, read from their headers.
+
+    Raises:
+        RunError: If the folder holds no safetensors.
+    """
+    from safetensors import safe_open
+
+    files = [path for path in weight_files(folder) if path.suffix == ".safetensors"]
+    if not files:
+        raise RunError(f"'{folder}' holds no safetensors to count the parameters of.")
+    total = 0
+    for path in files:
+        with safe_open(str(path), framework="np") as file:
+            for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+                total += int(np.prod(file.get_slice(name).get_shape(), dtype=np.int64))
+    return total

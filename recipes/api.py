@@ -1,0 +1,136 @@
+"""The command line's functions, for Python."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..eval.errors import RecipeError, TargetNotMet
+
+if TYPE_CHECKING:
+    from .pipeline import RunResult
+    from .schema import Recipe
+
+
+def import_extensions(modules: Iterable[str]) -> None:
+    """Imports modules that register tasks, losses, metrics or formats.
+
+    The current folder is looked in last, so that a file beside the recipe is found.
+
+    Raises:
+        RecipeError: If a module is not there, or fails to import.
+    """
+    here = str(Path.cwd())
+    for module in modules:
+        if here not in sys.path and "" not in sys.path:
+            sys.path.append(here)
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise
+            raise RecipeError(
+                f"--import {module}: there is no such module. Name it as Python does "
+                "(my_package.my_module), installed or in the current folder."
+            ) from None
+
+
+def check(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    imports: Sequence[str] = (),
+    **values: Any,
+) -> Recipe:
+    """Loads a recipe and checks everything that needs no data and no model.
+
+    Args:
+        recipe: Name of a shipped recipe, a file, a mapping, or a recipe.
+        overrides: ``a.b=c`` texts, or a mapping of ``a.b`` to values.
+        imports: Modules to import first.
+        values: Further overrides of top-level keys, such as ``seed=1``.
+
+    Raises:
+        RecipeError: With every problem at once.
+    """
+    from .loading import load_recipe
+
+    import_extensions(imports)
+    if values:
+        loaded = load_recipe(recipe, overrides)
+        return load_recipe(loaded, values)
+    return load_recipe(recipe, overrides)
+
+
+def run(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    out: str | Path | None = None,
+    smoke: bool = False,
+    strict: bool = False,
+    imports: Sequence[str] = (),
+    argv: Sequence[str] | None = None,
+    **values: Any,
+) -> RunResult:
+    """Runs a recipe, or what is left of it.
+
+    Args:
+        recipe: Name of a shipped recipe, a file, a mapping, or a recipe.
+        overrides: ``a.b=c`` texts, or a mapping of ``a.b`` to values.
+        out: The run's folder; ``runs/<name>`` if None.
+        smoke: Run every stage on a tiny random model and made-up rows, without judging.
+        strict: Raise where the target is not met.
+        imports: Modules to import first.
+        argv: The command to record in the report, if it was one.
+        values: Further overrides of top-level keys, such as ``seed=1``.
+
+    Returns:
+        The report, the run's folder, the seconds it took, and whether it was finished already.
+
+    Raises:
+        PareError: If the recipe is wrong, a stage fails, or (``strict``) the target is not met.
+
+    Examples:
+        ``paredown.run("search_query", seed=1)``, ``paredown.run("my.yaml", {"prune.layers": 3})``
+    """
+    if smoke and strict:
+        raise RecipeError("A smoke run never judges, so --strict has no effect with it. Drop one.")
+    checked = check(recipe, overrides, imports=imports, **values)
+    from .pipeline import run_recipe
+
+    result = run_recipe(
+        checked, out=None if out is None else Path(out), smoke=smoke, argv=argv, imports=imports
+    )
+    if strict and result.report is not None:
+        from .gate import outcome_of
+
+        outcome, reasons = outcome_of(result.report)
+        if outcome != "pass":
+            page = result.folder / "report.html"
+            raise TargetNotMet(f"The target is not met ({outcome}): {' '.join(reasons)} See {page}.")
+    return result
+
+
+def report(run: str | Path) -> dict[str, Any]:
+    """Reads a finished run's report.
+
+    Raises:
+        RunError: If there is none, or it cannot be used.
+    """
+    from .gate import read_report
+
+    return read_report(run)
+
+
+def list_recipes() -> dict[str, str]:
+    """The shipped recipes by name, each with the sentence its file opens with."""
+    from .loading import packaged_recipes
+
+    return {
+        name: text.splitlines()[0].removeprefix("#").strip()
+        for name, text in packaged_recipes().items()
+    }

@@ -1,0 +1,144 @@
+"""What two parts of a recipe can say against each other, and keys that would have no effect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..eval.tasks import get_task
+
+if TYPE_CHECKING:
+    from .schema import Data, Prune, Recipe, Teacher
+
+BUILT_IN_DATA = "python_docs"
+"""The one ``data.source`` that is made on the machine instead of taken from the hub."""
+
+
+class Problem(NamedTuple):
+    """Something wrong with a recipe.
+
+    Attributes:
+        path: The keys from the top of the recipe down to what is wrong.
+        message: What was expected, what came, what to do.
+        line: Line of the file where the path alone does not tell it.
+    """
+
+    path: tuple[str | int, ...]
+    message: str
+    line: int | None = None
+
+    @property
+    def key(self) -> str:
+        """The path as it is written on the command line."""
+        return ".".join(map(str, self.path))
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}" if self.path else self.message
+
+
+def contradictions(recipe: Recipe) -> list[Problem]:
+    """Finds every contradiction in a recipe whose keys are fine one by one."""
+    embeds = get_task(recipe.task).signal == "embedding"
+    return [
+        *_data(recipe.data, recipe.task, embeds),
+        *_teacher(recipe.teacher, has_student=recipe.student is not None),
+        *(_prune(recipe.prune) if recipe.prune else ()),
+        *_student(recipe),
+        *_task(recipe, embeds),
+        *_repeated(recipe),
+    ]
+
+
+def _data(data: Data, task: str, embeds: bool) -> Iterator[Problem]:
+    if data.source is None and data.files is None:
+        yield Problem(("data",), "no rows: give source (a hub name) or files.")
+    if data.source is not None and data.files is not None:
+        yield Problem(("data",), "both source and files are given; keep one.")
+    from_hub = data.source is not None and data.source != BUILT_IN_DATA
+    for name in ("config", "revision"):
+        if getattr(data, name) is not None and not from_hub:
+            yield Problem(("data", name), "only a hub data set has one; leave it out.")
+    if data.source == BUILT_IN_DATA:
+        if not embeds:
+            yield Problem(
+                ("data", "source"), f"{BUILT_IN_DATA} has pairs for retrieval, not for {task}."
+            )
+        if data.columns:
+            yield Problem(
+                ("data", "columns"), f"{BUILT_IN_DATA} has the task's own columns; leave it out."
+            )
+    if data.files is not None:
+        beir = {"collection": data.files.collection, "queries": data.files.queries}
+        given = [name for name, path in beir.items() if path is not None]
+        if given and not embeds:
+            yield Problem(("data", "files", given[0]), f"only retrieval has one; this is {task}.")
+        elif len(given) == 1:
+            other = "queries" if given == ["collection"] else "collection"
+            yield Problem(("data", "files", given[0]), f"needs {other} beside it.")
+
+
+def _teacher(teacher: Teacher, *, has_student: bool) -> Iterator[Problem]:
+    if teacher.kind == "checkpoint":
+        if teacher.model is None:
+            yield Problem(("teacher",), "no model: give model, a hub name or a folder.")
+        if teacher.files is not None:
+            yield Problem(("teacher", "files"), "only for kind: recorded.")
+        return
+    if teacher.files is None:
+        yield Problem(("teacher",), "kind recorded needs files, the recorded outputs.")
+    for name in ("model", "revision", "attn_implementation", "max_length", "finetune"):
+        if getattr(teacher, name) is not None:
+            yield Problem(
+                ("teacher", name), "a recorded teacher has no model that could use it; leave it out."
+            )
+    if not has_student:
+        yield Problem(
+            ("teacher", "kind"), "recorded outputs leave nothing to prune: add student.model."
+        )
+
+
+def _prune(prune: Prune) -> Iterator[Problem]:
+    if prune.layers is None and prune.intermediate_size is None and prune.vocabulary is None:
+        yield Problem(
+            ("prune",), "cuts nothing: give layers, intermediate_size or vocabulary, or drop it."
+        )
+    if isinstance(prune.layers, list) and len(set(prune.layers)) < len(prune.layers):
+        yield Problem(("prune", "layers"), f"a layer is named twice in {prune.layers}.")
+    if prune.round_to is not None and prune.intermediate_size is None:
+        yield Problem(("prune", "round_to"), "rounds intermediate_size, which is not cut.")
+
+
+def _student(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.distill is None:
+        if recipe.student is None and recipe.prune is None:
+            yield Problem((), "the student would be the teacher: add prune, student or distill.")
+        if recipe.seeds > 1:
+            yield Problem(("seeds",), "only training varies with the seed, and distill is missing.")
+        if recipe.evaluate.baselines:
+            yield Problem(
+                ("evaluate", "baselines"), "a baseline is trained as distill says, and it is missing."
+            )
+
+
+def _task(recipe: Recipe, embeds: bool) -> Iterator[Problem]:
+    if embeds:
+        return
+    if recipe.symmetric:
+        yield Problem(("symmetric",), f"only retrieval has two sides; this is {recipe.task}.")
+    if recipe.distill is not None and recipe.distill.texts is not None:
+        yield Problem(
+            ("distill", "texts"), f"only retrieval has kinds of texts; this is {recipe.task}."
+        )
+
+
+def _repeated(recipe: Recipe) -> Iterator[Problem]:
+    lists: dict[tuple[str, ...], list[str]] = {
+        ("export",): recipe.export,
+        ("evaluate", "metrics"): recipe.evaluate.metrics,
+        ("evaluate", "baselines"): list(recipe.evaluate.baselines),
+        ("distill", "texts"): list(recipe.distill.texts or []) if recipe.distill else [],
+    }
+    for path, names in lists.items():
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            yield Problem(path, f"{', '.join(twice)} is named twice.")

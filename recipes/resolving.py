@@ -1,0 +1,143 @@
+"""What the tables of the other packages say about a recipe: unknown names, and last defaults.
+
+The tables of losses, metrics and formats can be added to (``--import``), so `schema` cannot list
+their entries.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from ..eval.errors import RecipeError, nearest
+from ..eval.tasks import Task, get_task
+from .consistency import Problem
+from .schema import Recipe
+
+_HUB_METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def unknown_names(recipe: Recipe) -> list[Problem]:
+    """Finds every loss, loss option, metric, format and training argument that does not exist."""
+    task = get_task(recipe.task)
+    return [
+        *_columns(recipe, task),
+        *_losses(recipe, task),
+        *_metrics(recipe, task),
+        *_formats(recipe, task),
+        *_arguments(recipe),
+    ]
+
+
+def _columns(recipe: Recipe, task: Task) -> Iterator[Problem]:
+    known = [column.name for column in task.columns]
+    for name in recipe.data.columns:
+        if name not in known:
+            yield Problem(
+                ("data", "columns", name),
+                f"{task.name} has no such column.{nearest(name, known)} "
+                f"Its columns: {', '.join(known)}.",
+            )
+
+
+def _losses(recipe: Recipe, task: Task) -> Iterator[Problem]:
+    if recipe.distill is None:
+        return
+    from ..distill.losses import get_loss
+
+    for name, given in recipe.distill.losses.items():
+        path = ("distill", "losses", name)
+        try:
+            known = get_loss(name, task.signal).options
+        except RecipeError as error:
+            yield Problem(path, str(error))
+            continue
+        for option, value in given.options.items():
+            if option not in known:
+                has = f"It has: {', '.join(known)}." if known else "It has none."
+                yield Problem(
+                    (*path, option), f"'{name}' has no such option.{nearest(option, known)} {has}"
+                )
+            elif isinstance(known[option], float) and not _positive(value):
+                yield Problem((*path, option), f"expected a number above 0, got {value!r}.")
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def _metrics(recipe: Recipe, task: Task) -> Iterator[Problem]:
+    from ..eval.metrics import METRICS, get_metric
+
+    asked = [("target", "metric", recipe.target.metric)] if recipe.target.metric else []
+    asked += [
+        ("evaluate", "metrics", name)
+        for name in recipe.evaluate.metrics
+        # other plain names are asked of the hub, which has metrics of classes only
+        if name in METRICS or task.signal != "class_logits" or not _HUB_METRIC.fullmatch(name)
+    ]
+    for section, key, name in asked:
+        try:
+            get_metric(name, task.signal)
+        except RecipeError as error:
+            yield Problem((section, key), str(error))
+
+
+def _formats(recipe: Recipe, task: Task) -> Iterator[Problem]:
+    if not recipe.export:
+        return
+    from ..export import FORMATS
+
+    for name in recipe.export:
+        if name not in FORMATS:
+            yield Problem(
+                ("export",),
+                f"unknown format '{name}'.{nearest(name, FORMATS)} "
+                f"Known formats: {', '.join(sorted(FORMATS))}.",
+            )
+
+
+def _arguments(recipe: Recipe) -> Iterator[Problem]:
+    given = {
+        ("teacher", "finetune"): recipe.teacher.finetune,
+        ("distill",): recipe.distill,
+    }
+    for section, settings in given.items():
+        for name in settings.arguments if settings else ():
+            from ..distill.trainer import check_argument
+
+            try:
+                check_argument(name)
+            except RecipeError as error:
+                yield Problem((*section, "arguments", name), str(error))
+
+
+def resolve(recipe: Recipe, device: str | None = None) -> Recipe:
+    """Writes out the defaults that depend on the task, the losses or the machine.
+
+    Args:
+        recipe: A checked recipe.
+        device: The torch device type training will use; found by itself if None.
+
+    Returns:
+        A recipe without ``auto``: the metric, the texts, each loss's options and each precision
+        are what the run will use. Resolving it again changes nothing.
+    """
+    from ..eval.hardware import resolve_precision
+
+    task = get_task(recipe.task)
+    values = recipe.model_dump(mode="json")
+    values["target"]["metric"] = recipe.target.metric or task.default_metric
+    sections = [values["capture"], values["teacher"]["finetune"], values["distill"]]
+    for section in filter(None, sections):
+        section["precision"] = resolve_precision(section["precision"], device).name
+    if recipe.distill is not None:
+        from ..distill.losses import get_loss
+
+        distill = values["distill"]
+        if task.signal == "embedding":
+            distill["texts"] = recipe.distill.texts or ["queries", "collection"]
+        for name, loss in recipe.distill.losses.items():
+            defaults = get_loss(name, task.signal).options
+            distill["losses"][name] = {"weight": loss.weight, **defaults, **loss.options}
+    return Recipe.model_validate(values)

@@ -1,0 +1,277 @@
+"""What a recipe may say: one model per section, every field described, nothing else accepted.
+
+A `Recipe` is what a recipe file becomes when all defaults are filled in. What can be told from
+the recipe alone is checked here; what depends on tables that others can add to (losses, metrics,
+export formats) is checked in `resolving`, which knows those tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from ..eval.errors import RecipeError
+from ..eval.tasks import get_task
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Share = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+PRECISION = "Arithmetic: fp32, or bf16/fp16 autocast; auto takes what the processor or GPU has."
+ARGUMENTS = "Any field of transformers.TrainingArguments, passed on as it is."
+ATTENTION = "Attention implementation, as transformers names them."
+REVISION = "Hub branch, tag or commit."
+
+
+class Section(BaseModel):
+    """A part of a recipe: no key beyond the declared ones, no silent conversion, no change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class DataFiles(Section):
+    """Local files: CSV, TSV, JSONL or Parquet; paths start at the current folder.
+
+    With a collection and queries, the three splits are BEIR relevance files (query-id,
+    corpus-id, score).
+    """
+
+    train: str = Field(description="Training rows; a label may be missing.")
+    validation: str | None = Field(None, description="Rows to choose checkpoints by.")
+    test: str = Field(description="Rows of the last step, the evaluation.")
+    collection: str | None = Field(None, description="BEIR's corpus.jsonl (retrieval).")
+    queries: str | None = Field(None, description="BEIR's queries.jsonl (retrieval).")
+
+
+class Data(Section):
+    """The rows of the task: from the hub, from files, or built in."""
+
+    source: str | None = Field(
+        None, description="Name of a hub data set, or python_docs (built in, retrieval)."
+    )
+    config: str | None = Field(None, description="Configuration of the hub data set.")
+    revision: str | None = Field(None, description=REVISION)
+    files: DataFiles | None = Field(None, description="Local files instead of a source.")
+    columns: dict[str, str | Annotated[list[str], Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="The task's column: the file's column, or several names to look for in turn.",
+    )
+    validation: float = Field(
+        0.1, gt=0, lt=1, description="Share of training rows set aside if there is no validation."
+    )
+    max_validation: Count = Field(2000, description="At most so many rows are set aside.")
+
+
+class Finetune(Section):
+    """Training of the teacher on the task before anything is recorded."""
+
+    epochs: Count = Field(5, description="Passes over the training rows.")
+    batch_size: Count = Field(64, description="Rows a step, over all processes.")
+    learning_rate: float = Field(5e-5, gt=0, description="Highest learning rate.")
+    precision: Precision = Field("auto", description=PRECISION)
+    arguments: dict[str, Any] = Field(default_factory=dict, description=ARGUMENTS)
+
+
+class TeacherFiles(Section):
+    """Recorded outputs of a teacher that is not here to be asked, one file a split."""
+
+    train: str = Field(description="Outputs for the training rows.")
+    validation: str | None = Field(None, description="Outputs for the validation rows.")
+    test: str | None = Field(None, description="Outputs for the test rows.")
+    collection: str | None = Field(None, description="Outputs for the collection (retrieval).")
+
+
+class Teacher(Section):
+    """The model to imitate."""
+
+    kind: Literal["checkpoint", "recorded"] = Field(
+        "checkpoint", description="A model that is run, or its outputs from files."
+    )
+    model: str | None = Field(None, description="Hub name or folder of the checkpoint.")
+    files: TeacherFiles | None = Field(None, description="Recorded outputs.")
+    revision: str | None = Field(None, description=REVISION)
+    dtype: Dtype = Field("float32", description="Type its weights are loaded in.")
+    attn_implementation: str | None = Field(None, description=ATTENTION)
+    max_length: Annotated[int, Field(ge=4)] | None = Field(
+        None, description="Longest row in tokens; the checkpoint's own if null."
+    )
+    finetune: Finetune | None = Field(None, description="Training on the task first.")
+
+
+class Capture(Section):
+    """How the teacher's outputs are recorded."""
+
+    precision: Precision = Field("auto", description=PRECISION)
+    batch_tokens: Count = Field(8192, description="Tokens a batch, padding included.")
+    shard_rows: Count = Field(4096, description="Rows a shard; capture resumes by shard.")
+
+
+class Student(Section):
+    """Another checkpoint as student, instead of the teacher itself."""
+
+    model: str = Field(description="Hub name or folder of the checkpoint.")
+    revision: str | None = Field(None, description=REVISION)
+    dtype: Dtype = Field("float32", description="Type its weights are loaded in.")
+    attn_implementation: str | None = Field(None, description=ATTENTION)
+
+
+class Prune(Section):
+    """What is cut away from the student before it is trained."""
+
+    layers: Count | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = (
+        Field(None, description="Layers to keep: how many, or which (the first is 0).")
+    )
+    intermediate_size: Count | None = Field(None, description="Width of the feed-forward layers.")
+    vocabulary: Literal["task"] | None = Field(
+        None, description="task keeps the tokens that occur in the training texts."
+    )
+    compensate: bool = Field(
+        True, description="Re-fit the output projections on calibration rows after a width cut."
+    )
+    calibration_rows: Count = Field(
+        1024, description="Training rows that importance and compensation are measured on."
+    )
+    round_to: Count | None = Field(
+        None, description="Widths become multiples of this; 8 (64 above 100 M parameters) if null."
+    )
+
+
+class Loss(BaseModel):
+    """A term of the training loss. Further keys are the loss's own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+
+    weight: float = Field(gt=0, description="Factor of the term in the sum.")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The loss's own options, such as a temperature."""
+        return dict(self.model_extra or {})
+
+
+def _loss(value: object) -> object:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return {"weight": value}
+    if not isinstance(value, Mapping | Loss):
+        raise PydanticCustomError("loss", "expected a weight, or a mapping with weight and options")
+    return value
+
+
+WeightOrLoss = Annotated[Loss, BeforeValidator(_loss, json_schema_input_type=float | Loss)]
+
+
+class Distill(Section):
+    """How the student learns from the teacher's outputs."""
+
+    epochs: Count = Field(5, description="Passes over the training rows.")
+    batch_size: Count = Field(64, description="Rows a step, over all processes.")
+    learning_rate: float = Field(3e-4, gt=0, description="Highest learning rate.")
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps it rises over.")
+    precision: Precision = Field("auto", description=PRECISION)
+    losses: dict[str, WeightOrLoss] = Field(
+        min_length=1, description="Each loss by name: its weight, or weight and options."
+    )
+    texts: list[Literal["queries", "collection"]] | None = Field(
+        None, min_length=1, description="Texts the student is trained on (retrieval; both if null)."
+    )
+    max_length: Annotated[int, Field(ge=4)] | None = Field(
+        None, description="Longest training row in tokens; the model's own if null."
+    )
+    arguments: dict[str, Any] = Field(default_factory=dict, description=ARGUMENTS)
+
+
+class Target(Section):
+    """What the student must reach."""
+
+    metric: str | None = Field(None, description="Metric judged; the task's own if null.")
+    retain: Share = Field(
+        0.95,
+        description="Share of the teacher's metric to keep, at the lower end of the 95 % interval.",
+    )
+    compute: Share = Field(0.70, description="Highest share of the teacher's FLOPs to spend.")
+
+
+class Evaluate(Section):
+    """What is measured beyond the task's own metrics."""
+
+    metrics: list[str] = Field(
+        default_factory=list, description="More metrics: ours, or the hub's evaluate modules."
+    )
+    baselines: list[Literal["labels"]] = Field(
+        default_factory=list,
+        description="labels: the same student trained on the labels without the teacher.",
+    )
+    resamples: Annotated[int, Field(ge=100)] = Field(
+        10_000, description="Bootstrap resamples of an interval."
+    )
+    latency_rows: Count = Field(200, description="Test rows that are timed.")
+    flip_rate: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.005, description="Highest share of decisions an fp32 export may change."
+    )
+
+
+class Smoke(Section):
+    """What `--smoke` puts in the place of the real model."""
+
+    architecture: Literal["bert", "roberta", "distilbert"] = Field(
+        description="Architecture of the tiny randomly initialised teacher."
+    )
+
+
+class Recipe(Section):
+    """One task, one teacher, one student: everything a run needs to know."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Names the run and its folder."
+    )
+    task: str = Field(description="classification, retrieval, or a registered task.")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Seed of every step.")
+    seeds: Count = Field(1, description="Students trained: with seed, seed + 1, …")
+    symmetric: bool = Field(
+        False, description="The student embeds the collection too, not only queries (retrieval)."
+    )
+    data: Data
+    teacher: Teacher
+    capture: Capture = Field(default_factory=Capture)
+    student: Student | None = Field(None, description="Another checkpoint than the teacher.")
+    prune: Prune | None = Field(None, description="Cuts; nothing is cut if null.")
+    distill: Distill | None = Field(None, description="Training; none if null.")
+    target: Target = Field(default_factory=Target)
+    export: list[str] = Field(
+        default_factory=list, description="Formats to deploy: onnx, onnx-int8, …"
+    )
+    evaluate: Evaluate = Field(default_factory=Evaluate)
+    smoke: Smoke | None = Field(None, description="The stand-in of `--smoke` for hub models.")
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, name: str) -> str:
+        try:
+            get_task(name)
+        except RecipeError as error:
+            raise PydanticCustomError("unknown_task", "{message}", {"message": str(error)}) from None
+        return name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        from .consistency import contradictions
+
+        problems = contradictions(self)
+        if problems:
+            raise PydanticCustomError(
+                "contradictions",
+                "{text}",
+                {"text": "; ".join(map(str, problems)), "problems": problems, "recipe": self},
+            )
+        return self
