@@ -47,8 +47,13 @@ class Stream:
 
     def read(self, rows: Sequence[int]) -> tuple[list[str], list[str] | None]:
         """The texts, and the second texts, of some rows."""
-        pairs = None if self.pairs is None else [self.pairs[int(i)] for i in rows]
-        return [self.texts[int(i)] for i in rows], pairs
+        return _take(self.texts, rows), None if self.pairs is None else _take(self.pairs, rows)
+
+
+def _take(texts: Sequence[str], rows: Sequence[int]) -> list[str]:
+    if isinstance(texts, list):
+        return [texts[i] for i in rows]
+    return list(texts[list(rows)])  # type: ignore[call-overload]  # a data set's column
 
 
 @dataclass(frozen=True)
@@ -179,28 +184,81 @@ def capture(
         return None
     for name, rows in items.of.items():
         np.save(out / f"rows-{name}.npy", rows)
-    shards = []
-    for number in range(len(starts)):
-        shards.append(json.loads(_note(out, number).read_text(encoding="utf-8")))
-        _note(out, number).unlink()
+    _write_manifest(
+        out,
+        {
+            **identity,
+            "signal": model.signal,
+            "width": model.width,
+            "precision": precision,
+            "hidden_layers": list(hidden_layers),
+            "hidden_size": int(model.config.hidden_size),
+            "streams": {name: len(rows) for name, rows in items.of.items()},
+            "items": len(items.row),
+            "tokens": int(items.length.sum()),
+            "world_size": world_size,
+        },
+    )
+    return TeacherOutputs(out)
+
+
+def record_given(
+    values: Mapping[str, NDArray[np.float32]],
+    out: Path,
+    *,
+    signal: str,
+    identity: Mapping[str, Any],
+    shard_rows: int = 4096,
+) -> TeacherOutputs:
+    """Writes outputs that were recorded elsewhere in the form that `capture` leaves.
+
+    Args:
+        values: For each stream the signal of its rows, (rows, W).
+        out: The folder.
+        signal: ``class_logits`` or ``embedding``.
+        identity: What the outputs belong to, for the manifest.
+        shard_rows: Rows in a shard.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    widths = {block.shape[1] for block in values.values()}
+    if len(widths) != 1:
+        raise RunError(f"The recorded outputs differ in width between files: {sorted(widths)}.")
+    every = np.concatenate(list(values.values()))
+    starts = np.cumsum([0] + [len(block) for block in values.values()])
+    for i, name in enumerate(values):
+        np.save(out / f"rows-{name}.npy", np.arange(starts[i], starts[i + 1]))
+    for number, start in enumerate(range(0, len(every), shard_rows)):
+        _write_shard(out, number, {"values": every[start : start + shard_rows]}, rank=0)
+    _write_manifest(
+        out,
+        {
+            **identity,
+            "signal": signal,
+            "width": widths.pop(),
+            "precision": "as recorded",
+            "hidden_layers": [],
+            "streams": {name: len(block) for name, block in values.items()},
+            "items": len(every),
+            "world_size": 1,
+        },
+    )
+    return TeacherOutputs(out)
+
+
+def _write_manifest(out: Path, content: Mapping[str, Any]) -> None:
+    """Gathers the shards' notes into the manifest, which makes the outputs whole."""
+    notes = sorted(out.glob("shard-*.json"))
+    shards = [json.loads(note.read_text(encoding="utf-8")) for note in notes]
     manifest = {
         "format": FORMAT,
-        **identity,
-        "signal": model.signal,
-        "width": model.width,
         "encoding": "float32",
-        "precision": precision,
-        "hidden_layers": list(hidden_layers),
-        "hidden_size": int(model.config.hidden_size),
-        "streams": {name: len(rows) for name, rows in items.of.items()},
-        "items": len(items.row),
-        "tokens": int(items.length.sum()),
-        "bytes_per_item": sum(s["bytes"] for s in shards) / len(items.row),
-        "world_size": world_size,
+        **content,
+        "bytes_per_item": sum(s["bytes"] for s in shards) / content["items"],
         "shards": shards,
     }
     (out / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    return TeacherOutputs(out)
+    for note in notes:
+        note.unlink()
 
 
 @torch.inference_mode()

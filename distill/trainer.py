@@ -263,6 +263,19 @@ class _Report(TrainerCallback):  # type: ignore[misc]
         self.progress(state.global_step, state.max_steps)
 
 
+def check_argument(name: str) -> None:
+    """Checks the name of a training argument.
+
+    Raises:
+        RecipeError: If it is no field of ``TrainingArguments``, or another key sets it.
+    """
+    known = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}
+    if name in RESERVED:
+        raise RecipeError(f"TrainingArguments.{name} is set by {RESERVED[name]}.")
+    if name not in known:
+        raise RecipeError(f"TrainingArguments has no field '{name}'.{nearest(name, known)}")
+
+
 def training_arguments(
     folder: Path,
     *,
@@ -297,14 +310,8 @@ def training_arguments(
             that the processes cannot share evenly.
     """
     extra = dict(extra or {})
-    known = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}
     for name in extra:
-        if name in RESERVED:
-            raise RecipeError(f"{where}.arguments.{name} is set by {RESERVED[name]}.")
-        if name not in known:
-            raise RecipeError(
-                f"{where}.arguments.{name} is no field of TrainingArguments.{nearest(name, known)}"
-            )
+        check_argument(name)
     if batch_size % world_size:
         raise RecipeError(
             f"{where}.batch_size is {batch_size} rows over all processes; "

@@ -286,7 +286,7 @@ def _judge_quality(
     else:
         outcome = "" if retention.value > target else ", as not met,"
         advice = (
-            f"about {rows:,} test rows instead of {retention.examples:,} would settle it{outcome} "
+            f"about {_about(rows):,} test rows instead of {retention.examples:,} would settle it{outcome} "
             "if the figure stays"
         )
     return "undecided", f"{kept}, on both sides of {asked}: {advice}.", rows
@@ -303,6 +303,12 @@ def rows_needed(retention: Interval, target: float) -> int | None:
     if room == 0 or not width > 0:
         return None
     return max(retention.examples + 1, math.ceil(retention.examples * (width / room) ** 2))
+
+
+def _about(rows: int) -> int:
+    """Rounds up to two digits, all that the extrapolation is worth."""
+    unit = 10 ** max(0, len(str(rows)) - 2)
+    return -(-rows // unit) * unit
 
 
 def _percent(share: float) -> str:

@@ -106,7 +106,7 @@ def _cut(text: str, max_characters: int) -> str:
 def _is_question(query: str) -> bool:
     words = _WORD.findall(query)
     return (
-        MIN_QUERY_WORDS <= len(words)
+        len(words) >= MIN_QUERY_WORDS
         and len(query.split()) <= MAX_QUERY_WORDS
         and len(query) <= MAX_QUERY_CHARACTERS
         and not _SAYS_NOTHING.match(query)

@@ -88,6 +88,13 @@ def _prompts(folder: Path) -> dict[str, str]:
     return {role: text for role, text in found.items() if text}
 
 
+def _tokenizer_limit(folder: Path) -> int | None:
+    """The tokenizer's own limit, which `save_model` writes for classifiers; huge stands for none."""
+    path = folder / "tokenizer_config.json"
+    limit = _read(path).get("model_max_length") if path.exists() else None
+    return int(limit) if isinstance(limit, int | float) and 0 < limit < 10**6 else None
+
+
 def read_encoding(
     folder: Path, *, pooled: bool, context: int, max_length: int | None
 ) -> tuple[Encoding, Path | None]:
@@ -111,7 +118,7 @@ def read_encoding(
     if (path := folder / "sentence_bert_config.json").exists():
         limits.append(int(_read(path).get("max_seq_length") or context))
     elif not pooled:
-        limits.append(DEFAULT_MAX_LENGTH)
+        limits.append(_tokenizer_limit(folder) or DEFAULT_MAX_LENGTH)
     if max_length is not None:
         limits = [context, max_length]
     length = min(limits)

@@ -10,7 +10,7 @@ import codecs
 import contextlib
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ Report = Callable[[int, str], None]
 
 Values = tuple[int, tuple[Any, ...]]
 """A row's place (line of a text file, else row number, both from 1) and its cells."""
+
+Records = Generator[tuple[int, list[str]], None, None]
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def _lines(path: Path, name: str) -> Iterator[str]:
 # CSV
 
 
-def _csv_records(path: Path, name: str) -> Iterator[tuple[int, list[str]]]:
+def _csv_records(path: Path, name: str) -> Records:
     """Yields the line each record starts at, and its fields; blank lines are not records."""
     reader = csv.reader(_lines(path, name), strict=True)
     limit = csv.field_size_limit(MAX_LINE_BYTES)
@@ -139,7 +141,7 @@ def _csv_records(path: Path, name: str) -> Iterator[tuple[int, list[str]]]:
 # TSV
 
 
-def _tsv_records(path: Path, name: str) -> Iterator[tuple[int, list[str]]]:
+def _tsv_records(path: Path, name: str) -> Records:
     """Yields lines split at tabs. Quotes are text, except around a field that needed them."""
     for number, line in enumerate(_lines(path, name), 1):
         line = line.rstrip("\r\n")
@@ -156,10 +158,8 @@ def _unquoted(cell: str) -> str:
     return cell
 
 
-def _open_records(
-    path: Path, name: str, records: Callable[[Path, str], Iterator[tuple[int, list[str]]]]
-) -> Table:
-    with contextlib.closing(_generator(records(path, name))) as rows:
+def _open_records(path: Path, name: str, records: Callable[[Path, str], Records]) -> Table:
+    with contextlib.closing(records(path, name)) as rows:
         header = next(rows, (0, []))[1]
         if next(rows, None) is None:
             raise DataError(f"{name}: there are no rows after the header.")
@@ -179,11 +179,6 @@ def _open_records(
                 report(place, f"expected {len(header)} fields, as in the header; got {len(fields)}")
 
     return Table(name, tuple(header), read, unit="line")
-
-
-def _generator(items: Iterable[tuple[int, list[str]]]) -> Any:
-    """Gives a name to what is a generator, so that it can be closed."""
-    return items
 
 
 # JSONL

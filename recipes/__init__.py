@@ -1,1 +1,1 @@
-
+"""Recipe files, their stages, and the command line."""

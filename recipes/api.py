@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,7 @@ def run(
     strict: bool = False,
     imports: Sequence[str] = (),
     argv: Sequence[str] | None = None,
+    announce: Callable[[RunResult], None] | None = None,
     **values: Any,
 ) -> RunResult:
     """Runs a recipe, or what is left of it.
@@ -86,6 +87,7 @@ def run(
         strict: Raise where the target is not met.
         imports: Modules to import first.
         argv: The command to record in the report, if it was one.
+        announce: Called with the result before ``strict`` judges it.
         values: Further overrides of top-level keys, such as ``seed=1``.
 
     Returns:
@@ -105,14 +107,20 @@ def run(
     result = run_recipe(
         checked, out=None if out is None else Path(out), smoke=smoke, argv=argv, imports=imports
     )
+    if announce is not None:
+        announce(result)
     if strict and result.report is not None:
-        from .gate import outcome_of
-
-        outcome, reasons = outcome_of(result.report)
-        if outcome != "pass":
-            page = result.folder / "report.html"
-            raise TargetNotMet(f"The target is not met ({outcome}): {' '.join(reasons)} See {page}.")
+        _require_target(result.report, result.folder)
     return result
+
+
+def _require_target(report: Mapping[str, Any], folder: Path) -> None:
+    from .gate import outcome_of
+
+    outcome, reasons = outcome_of(report)
+    if outcome != "pass":
+        page = folder / "report.html"
+        raise TargetNotMet(f"The target is not met ({outcome}): {' '.join(reasons)} See {page}.")
 
 
 def report(run: str | Path) -> dict[str, Any]:

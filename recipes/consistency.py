@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..eval.sources import PYTHON_DOCS
 from ..eval.tasks import get_task
 
 if TYPE_CHECKING:
     from .schema import Data, Prune, Recipe, Teacher
-
-BUILT_IN_DATA = "python_docs"
-"""The one ``data.source`` that is made on the machine instead of taken from the hub."""
 
 
 class Problem(NamedTuple):
@@ -54,27 +52,26 @@ def _data(data: Data, task: str, embeds: bool) -> Iterator[Problem]:
         yield Problem(("data",), "no rows: give source (a hub name) or files.")
     if data.source is not None and data.files is not None:
         yield Problem(("data",), "both source and files are given; keep one.")
-    from_hub = data.source is not None and data.source != BUILT_IN_DATA
+    from_hub = data.source is not None and data.source != PYTHON_DOCS
     for name in ("config", "revision"):
         if getattr(data, name) is not None and not from_hub:
             yield Problem(("data", name), "only a hub data set has one; leave it out.")
-    if data.source == BUILT_IN_DATA:
+    if data.source == PYTHON_DOCS:
         if not embeds:
             yield Problem(
-                ("data", "source"), f"{BUILT_IN_DATA} has pairs for retrieval, not for {task}."
+                ("data", "source"), f"{PYTHON_DOCS} has pairs for retrieval, not for {task}."
             )
         if data.columns:
             yield Problem(
-                ("data", "columns"), f"{BUILT_IN_DATA} has the task's own columns; leave it out."
+                ("data", "columns"), f"{PYTHON_DOCS} has the task's own columns; leave it out."
             )
     if data.files is not None:
         beir = {"collection": data.files.collection, "queries": data.files.queries}
         given = [name for name, path in beir.items() if path is not None]
         if given and not embeds:
             yield Problem(("data", "files", given[0]), f"only retrieval has one; this is {task}.")
-        elif len(given) == 1:
-            other = "queries" if given == ["collection"] else "collection"
-            yield Problem(("data", "files", given[0]), f"needs {other} beside it.")
+        elif given == ["queries"]:
+            yield Problem(("data", "files", "queries"), "needs collection beside it.")
 
 
 def _teacher(teacher: Teacher, *, has_student: bool) -> Iterator[Problem]:
@@ -89,7 +86,8 @@ def _teacher(teacher: Teacher, *, has_student: bool) -> Iterator[Problem]:
     for name in ("model", "revision", "attn_implementation", "max_length", "finetune"):
         if getattr(teacher, name) is not None:
             yield Problem(
-                ("teacher", name), "a recorded teacher has no model that could use it; leave it out."
+                ("teacher", name),
+                "a recorded teacher has no model that could use it; leave it out.",
             )
     if not has_student:
         yield Problem(
@@ -116,12 +114,17 @@ def _student(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(("seeds",), "only training varies with the seed, and distill is missing.")
         if recipe.evaluate.baselines:
             yield Problem(
-                ("evaluate", "baselines"), "a baseline is trained as distill says, and it is missing."
+                ("evaluate", "baselines"),
+                "a baseline is trained as distill says, and it is missing.",
             )
 
 
 def _task(recipe: Recipe, embeds: bool) -> Iterator[Problem]:
     if embeds:
+        if recipe.teacher.finetune is not None:
+            yield Problem(
+                ("teacher", "finetune"), f"trains on class labels, which {recipe.task} has not."
+            )
         return
     if recipe.symmetric:
         yield Problem(("symmetric",), f"only retrieval has two sides; this is {recipe.task}.")

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..eval.errors import RecipeError, RunError
-
-SCHEMA = 1
-"""The newest version of ``report.json`` these functions understand."""
+from .report import SCHEMA
 
 
 class Criterion(NamedTuple):
@@ -87,7 +85,9 @@ def gate(
         raise RecipeError("A gate needs a criterion: give --retain, --compute or both.")
     for name, limit in (("retain", retain), ("compute", compute)):
         if limit is not None and not 0 < limit <= 1:
-            raise RecipeError(f"--{name} is a share above 0 and up to 1, such as 0.95; got {limit}.")
+            raise RecipeError(
+                f"--{name} is a share above 0 and up to 1, such as 0.95; got {limit}."
+            )
     report = read_report(run)
     if report.get("smoke"):
         raise RecipeError(
@@ -95,26 +95,36 @@ def gate(
             "Run the recipe without --smoke first."
         )
     criteria = []
-    try:
-        if retain is not None:
-            criteria.append(_retain(report["quality"], retain))
-        if compute is not None:
-            criteria.append(_compute(report["cost"], compute))
-    except (KeyError, TypeError, IndexError) as error:
-        raise RunError(f"The report of '{run}' lacks a figure the gate needs ({error}).") from None
+    if retain is not None:
+        criteria.append(_retain(report, retain))
+    if compute is not None:
+        criteria.append(_compute(report, compute))
     return criteria
 
 
-def _retain(quality: dict[str, Any], limit: float) -> Criterion:
-    low, high = map(float, quality["retention_ci95"])
-    point = float(quality["retention"])
+def _figure(report: Mapping[str, Any], *keys: str | int) -> float:
+    found: Any = report
+    try:
+        for key in keys:
+            found = found[key]
+        return float(found)
+    except (KeyError, TypeError, IndexError, ValueError):
+        where = ".".join(map(str, keys))
+        raise RunError(f"The report has no figure '{where}', so it cannot be judged.") from None
+
+
+def _retain(report: Mapping[str, Any], limit: float) -> Criterion:
+    low = _figure(report, "quality", "retention_ci95", 0)
+    high = _figure(report, "quality", "retention_ci95", 1)
+    point = _figure(report, "quality", "retention")
+    examples = int(_figure(report, "quality", "examples"))
     met = low >= limit
     text = (
         f"retain  >= {limit:g}: {_outcome(met)}, {low:.4f} is the lower end of the 95 % interval "
-        f"(retention {point:.4f}, {quality['examples']} rows)"
+        f"(retention {point:.4f}, {examples} rows)"
     )
     if not met and point >= limit:
-        text += f"; undecided: {_more_rows(point, low, high, int(quality['examples']), limit)}"
+        text += f"; undecided: {_more_rows(point, low, high, examples, limit)}"
     return Criterion("retain", limit, low, met, text)
 
 
@@ -127,8 +137,8 @@ def _more_rows(point: float, low: float, high: float, examples: int, limit: floa
     return f"about {needed} test rows would settle it if the figure stays"
 
 
-def _compute(cost: dict[str, Any], limit: float) -> Criterion:
-    ratio = float(cost["ratio"]["flops"])
+def _compute(report: Mapping[str, Any], limit: float) -> Criterion:
+    ratio = _figure(report, "cost", "ratio", "flops")
     met = ratio <= limit
     text = f"compute <= {limit:g}: {_outcome(met)}, {ratio:.4f} of the teacher's FLOPs"
     return Criterion("compute", limit, ratio, met, text)

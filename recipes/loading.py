@@ -19,7 +19,7 @@ from .yaml_source import YamlSource, dump_yaml, parse_value
 
 SUFFIXES = (".yaml", ".yml")
 
-REPLACED: dict[tuple[str, str], tuple[str, ...]] = {
+REPLACED: dict[tuple[str, ...], tuple[str, ...]] = {
     ("data", "source"): ("config", "revision", "files"),
     ("data", "files"): ("config", "revision", "source"),
     ("teacher", "model"): ("revision",),
@@ -199,7 +199,7 @@ def _parse(text: str, draft: Draft) -> Override | None:
 def _drop_replaced(values: dict[str, Any], overrides: Sequence[Override]) -> None:
     for override in overrides:
         section = values.get(override.path[0])
-        replaced = REPLACED.get(override.path[:2]) if len(override.path) > 1 else None  # type: ignore[call-overload]
+        replaced = REPLACED.get(override.path[:2])
         if replaced and override.value is not None and isinstance(section, dict):
             for name in replaced:
                 section.pop(name, None)

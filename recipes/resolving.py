@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from ..eval.errors import RecipeError, nearest
 from ..eval.tasks import Task, get_task
 from .consistency import Problem
-from .schema import Recipe
+from .schema import Distill, Finetune, Recipe
 
 _HUB_METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -98,7 +98,7 @@ def _formats(recipe: Recipe, task: Task) -> Iterator[Problem]:
 
 
 def _arguments(recipe: Recipe) -> Iterator[Problem]:
-    given = {
+    given: dict[tuple[str, ...], Finetune | Distill | None] = {
         ("teacher", "finetune"): recipe.teacher.finetune,
         ("distill",): recipe.distill,
     }

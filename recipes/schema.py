@@ -260,7 +260,9 @@ class Recipe(Section):
         try:
             get_task(name)
         except RecipeError as error:
-            raise PydanticCustomError("unknown_task", "{message}", {"message": str(error)}) from None
+            raise PydanticCustomError(
+                "unknown_task", "{message}", {"message": str(error)}
+            ) from None
         return name
 
     @model_validator(mode="after")
@@ -275,3 +277,12 @@ class Recipe(Section):
                 {"text": "; ".join(map(str, problems)), "problems": problems, "recipe": self},
             )
         return self
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe file, every key described."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Recipe.model_json_schema(),
+        "title": "paredown recipe",
+    }

@@ -88,9 +88,8 @@ def _path(location: Sequence[str | int], values: Any, exact: bool) -> Path:
     """Drops from pydantic's location what is no key of the recipe (the names of union branches)."""
     path: list[str | int] = []
     for i, part in enumerate(location):
-        if isinstance(values, Mapping) and part in values:
-            values = values[part]
-        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+        in_list = isinstance(values, list) and isinstance(part, int) and part < len(values)
+        if in_list or (isinstance(values, Mapping) and part in values):
             values = values[part]
         elif not (exact and i == len(location) - 1):
             continue

@@ -31,7 +31,8 @@ class RecipeLoader(yaml.SafeLoader):
     PyYAML's YAML 1.1.
     """
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    # its own table, without YAML 1.1's; noqa because the base class declares it like this
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
 
 class RecipeDumper(yaml.SafeDumper):
@@ -40,7 +41,7 @@ class RecipeDumper(yaml.SafeDumper):
 
 for _kind, _pattern, _first in _CORE:
     for _loader in (RecipeLoader, RecipeDumper):
-        _loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+        _loader.add_implicit_resolver(
             f"tag:yaml.org,2002:{_kind}",
             re.compile(f"^(?:{_pattern})$"),
             ["" if letter == "\0" else letter for letter in _first],
@@ -65,11 +66,9 @@ class YamlSource:
         try:
             self._node = loader.get_single_node()
             self.duplicates = list(_duplicates(self._node, (), set()))
-            self.value: Any = (
-                None if self._node is None else loader.construct_document(self._node)
-            )
+            self.value: Any = None if self._node is None else loader.construct_document(self._node)
         finally:
-            loader.dispose()  # type: ignore[no-untyped-call]
+            loader.dispose()
 
     def line(self, path: Sequence[str | int]) -> int:
         """The line, from 1, of a key, or of the innermost part on the way to it that exists."""

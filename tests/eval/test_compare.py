@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
 from paredown.eval import compare
 from paredown.eval.compare import Interval, over_seeds, paired_bootstrap, rows_needed, verdict
@@ -74,10 +75,8 @@ def test_sparse_and_dense_statistics_give_the_same_resamples() -> None:
         score_decisions(decisions(labels, right, 6, seed), labels, 6).statistics["macro_f1"]
         for seed, right in ((1, 0.5), (2, 0.9))
     ]
-    thick = [arm.toarray() for arm in thin]
+    thick = [sparse.csr_array(arm).toarray() for arm in thin]
     one = compare.resample(metric, thin, resamples=200)
-    # Kinds come in another order from the two forms, so each draw is compared with its own plain
-    # value only where rows are drawn, which is the case with this few of them.
     assert np.allclose(one, compare.resample(metric, thick, resamples=200))
 
 
@@ -180,7 +179,7 @@ def test_ten_thousand_resamples_of_two_thousand_rows_take_under_two_seconds() ->
         assert time.process_time() - start < 2.0
 
 
-def test_a_million_rows_of_a_ranking_metric_are_cheap() -> None:
+def test_many_rows_with_few_different_statistics_are_cheap() -> None:
     top = np.random.default_rng(0).integers(0, 12, (2, 100_000, 1))
     arms = [score_top(part, [[1]] * 100_000, metrics=["recall@1"]) for part in top]
     start = time.process_time()

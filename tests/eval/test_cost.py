@@ -10,6 +10,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
 from paredown.eval.cost import (
     artefact_bytes,
     artefact_parameters,
@@ -21,14 +30,6 @@ from paredown.eval.encoding import Encoding
 from paredown.eval.errors import RecipeError, RunError
 from paredown.eval.models import TextModel
 from paredown.eval.tasks import Signal
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForSequenceClassification,
-    PreTrainedTokenizerFast,
-)
 
 VOCABULARY = 40
 

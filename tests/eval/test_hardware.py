@@ -63,7 +63,7 @@ def test_auto_on_this_gpu_is_a_mixed_precision() -> None:
 
 
 def test_an_unknown_precision_names_the_nearest() -> None:
-    with pytest.raises(RecipeError, match="'fp61'.*Did you mean 'fp16'"):
+    with pytest.raises(RecipeError, match=r"'fp61'.*Did you mean 'fp16'"):
         hardware.resolve_precision("fp61")
 
 

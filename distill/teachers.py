@@ -1,0 +1,83 @@
+"""Teachers that are not asked, because what they said is on file already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..eval.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+KINDS = {"class_logits": ("logits", "scores", "label"), "embedding": ("embedding",)}
+SMALLEST = 1e-7  # a probability of 0 has no logarithm
+
+
+def recorded_values(
+    rows: Sequence[Mapping[str, Any]], kind: str, labels: Sequence[str] | None, where: str
+) -> NDArray[np.float32]:
+    """Turns recorded answers into the signal they stand for.
+
+    Args:
+        rows: Rows of a recorded file.
+        kind: ``logits`` (one number a class), ``scores`` (probabilities), ``label`` (the class the
+            teacher chose: probability 1) or ``embedding``.
+        labels: The task's classes, in order.
+        where: The file, for errors.
+
+    Returns:
+        (n, W) float32: logits (logarithms of probabilities) or embeddings.
+
+    Raises:
+        DataError: For a label that is not known, numbers of another width, or none at all.
+    """
+    if kind == "label":
+        number = {name: i for i, name in enumerate(labels or [])}
+        out = np.full((len(rows), len(number)), np.log(SMALLEST), dtype=np.float32)
+        for i, row in enumerate(rows):
+            if str(row[kind]) not in number:
+                raise DataError(
+                    f"{where}, row {i + 1}: the teacher's label '{row[kind]}' is none of the "
+                    "task's classes."
+                )
+            out[i, number[str(row[kind])]] = 0.0
+        return out
+    lengths = {len(row[kind]) if row[kind] is not None else 0 for row in rows}
+    width = len(labels) if labels is not None else max(lengths, default=0)
+    if lengths - {width} or not width:
+        raise DataError(
+            f"{where}: each row's {kind} must be {width or 'some'} numbers, "
+            f"found rows of {sorted(lengths)}."
+        )
+    out = np.asarray([row[kind] for row in rows], dtype=np.float32)
+    if not np.isfinite(out).all():
+        raise DataError(f"{where}: {kind} has values that are not finite numbers.")
+    if kind == "scores":
+        if (out < 0).any():
+            raise DataError(f"{where}: scores are probabilities, but some are below 0.")
+        out = np.log(np.maximum(out / out.sum(1, keepdims=True), SMALLEST))
+    return out
+
+
+def recorded_kind(columns: Sequence[str], signal: str, where: str) -> str:
+    """Finds which answers a recorded file has.
+
+    Raises:
+        RecipeError: If it has none that fits the signal.
+    """
+    for kind in KINDS[signal]:
+        if kind in columns:
+            return kind
+    raise RecipeError(
+        f"{where}: a recorded teacher for {signal} needs a column {' or '.join(KINDS[signal])}; "
+        f"the file has {', '.join(columns)}."
+    )
+
+
+def file_name(path: str | Path) -> str:
+    """How a file is named in errors."""
+    return f"'{Path(path).name}'"

@@ -1,0 +1,213 @@
+"""The process in which one engine is timed: one JSON object a line in, one a line out.
+
+It imports neither torch nor an engine's library by itself, so that memory and cold start are the
+engine's own. Whatever libraries print goes to stderr.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from .errors import PareError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .models import TextModel
+
+Call = Callable[[], Any]
+
+
+class Timed(Protocol):
+    """What a loader gives."""
+
+    def run(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Any:
+        """From texts to decisions, as one batch."""
+
+    def model_only(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Call:
+        """Tokenises the texts, and returns what runs the model alone on them."""
+
+
+def decide(
+    values: NDArray[np.float32], index: NDArray[np.float32] | None = None
+) -> NDArray[np.int64] | NDArray[np.float32]:
+    """Decisions of class logits, or of embeddings over an index.
+
+    Args:
+        values: Class logits (n, C), or embeddings (n, d) with an index.
+        index: Embeddings of the texts to be found, (N, d), or None.
+
+    Returns:
+        (n,) class or row of the index with the highest score.
+    """
+    scores = values if index is None else values @ index.T
+    return np.asarray(scores.argmax(axis=1), dtype=np.int64)
+
+
+class TorchEngine:
+    """A PyTorch model as an engine."""
+
+    runtime = "pytorch"
+
+    def __init__(
+        self, model: TextModel, role: str, precision: str, index: NDArray[np.float32] | None
+    ) -> None:
+        self.model = model
+        self.role = role
+        self.precision = precision
+        self.index = index
+
+    def run(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Any:
+        """Texts to classes, to embeddings, or with an index to top answers."""
+        values = self.model_only(texts, pairs)()
+        if self.index is None and self.model.signal == "embedding":
+            return values
+        return decide(values, self.index)
+
+    def model_only(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Call:
+        """Tokenises, and returns the forward pass over that one batch."""
+        import torch
+
+        from .models import autocast
+
+        batch = self.model.collate(self.model.tokenize(texts, pairs, self.role))
+
+        def forward() -> NDArray[np.float32]:
+            with torch.inference_mode(), autocast(torch.device("cpu"), self.precision):
+                values: NDArray[np.float32] = self.model(**batch).values.float().numpy()
+            return values
+
+        return forward
+
+
+def load_torch(
+    path: str,
+    *,
+    threads: int = 1,
+    task: str,
+    role: str = "text",
+    precision: str = "fp32",
+    index: str | None = None,
+) -> TorchEngine:
+    """Loads a checkpoint folder as an engine, on the CPU.
+
+    Args:
+        path: The checkpoint.
+        threads: Threads of torch.
+        task: Name of the task.
+        role: Whose prompt is put in front of a text.
+        precision: ``fp32``, or ``bf16`` under autocast.
+        index: A ``.npy`` file of embeddings (N, d): the decision is then the top answer.
+    """
+    import torch
+
+    from .models import load_model
+    from .tasks import get_task
+
+    torch.set_num_threads(threads)
+    return TorchEngine(load_model(path, get_task(task)), role, precision, load_index(index))
+
+
+def load_index(path: str | None) -> NDArray[np.float32] | None:
+    """Reads an index of embeddings (N, d) as float32, or nothing."""
+    return None if path is None else np.load(path, allow_pickle=False).astype(np.float32)
+
+
+def peak_memory() -> int:
+    """Bytes of memory this process has had resident at most.
+
+    Linux's ``VmHWM`` is of this program alone. ``ru_maxrss``, used elsewhere, can start from
+    the size of the parent that forked it.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class Worker:
+    """Answers the commands of one `measure`, in this order: load, rows, single or offline."""
+
+    def __init__(self) -> None:
+        self.engine: Any = None
+        self.texts: list[str] = []
+        self.pairs: list[str] | None = None
+
+    def load(self, loader: str, path: str, options: dict[str, Any], threads: int) -> dict[str, Any]:
+        """Makes the engine by calling ``module:function``."""
+        module, _, function = loader.partition(":")
+        self.engine = getattr(importlib.import_module(module), function)(
+            path, threads=threads, **options
+        )
+        names = ("runtime", "precision")
+        return {name: str(getattr(self.engine, name, "unknown")) for name in names}
+
+    def rows(self, texts: list[str], pairs: list[str] | None) -> dict[str, Any]:
+        """Takes the rows that the other commands name by number, and answers the first."""
+        self.texts, self.pairs = texts, pairs
+        self.engine.run(*self._pick([0]))
+        return {}
+
+    def single(self, rows: list[int], warmup: int) -> dict[str, Any]:
+        """Times rows one by one: from text to decision, then the model alone (seconds)."""
+        for row in rows[:warmup]:
+            self.engine.run(*self._pick([row]))
+        total = [_seconds(self.engine.run, *self._pick([row])) for row in rows]
+        model = [_seconds(self.engine.model_only(*self._pick([row]))) for row in rows]
+        return {"total": total, "model": model, "peak_memory": peak_memory()}
+
+    def offline(self, rows: list[int], batch: int, warmup: int) -> dict[str, Any]:
+        """Times rows in batches, longest first, tokenisation included (seconds)."""
+        order = sorted(rows, key=lambda row: -len(self.texts[row]))
+        batches = [order[i : i + batch] for i in range(0, len(order), batch)]
+        for some in batches[:warmup]:
+            self.engine.run(*self._pick(some))
+        total = [_seconds(self.engine.run, *self._pick(some)) for some in batches]
+        model = [_seconds(self.engine.model_only(*self._pick(some))) for some in batches]
+        return {"total": total, "model": model, "peak_memory": peak_memory()}
+
+    def _pick(self, rows: Iterable[int]) -> tuple[list[str], list[str] | None]:
+        rows = list(rows)
+        pairs = None if self.pairs is None else [self.pairs[row] for row in rows]
+        return [self.texts[row] for row in rows], pairs
+
+
+def _seconds(call: Callable[..., Any], *arguments: Any) -> float:
+    start = time.perf_counter()
+    call(*arguments)
+    return time.perf_counter() - start
+
+
+def serve() -> None:
+    """Reads commands from stdin until it ends and writes each one's answer to stdout."""
+    commands = os.fdopen(os.dup(0), encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    worker = Worker()
+    for line in commands:
+        command = json.loads(line)
+        try:
+            answer = getattr(worker, command.pop("do"))(**command)
+        except Exception as error:
+            if not isinstance(error, PareError):
+                traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()

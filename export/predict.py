@@ -1,0 +1,413 @@
+"""Answers rows with the ONNX model in this folder; needs only numpy, onnxruntime and tokenizers.
+
+    python predict.py < rows.txt                        one text a line
+    python predict.py rows.jsonl                        {"text": …, "text_pair": …} a line
+    python predict.py rows.csv --column question        a column of a CSV or TSV file
+    python predict.py --index index.npy --texts texts.jsonl < queries.txt
+
+One JSON object a row goes to stdout, in the order of the rows: {"label", "probability"} of a
+classifier, {"embedding"} of an embedding model, {"answers"} where an index is given. A row that
+cannot be answered gives {"row", "error"} in its place, and the exit code is 1. A text longer than
+the model takes is cut, as in training; that is no error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_CHARACTERS = 1_000_000
+"""Longest row read; more is not a text but a mistake, and would fill the memory."""
+
+KEYS = ("text", "query", "sentence")
+FORMATS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+
+
+class PredictError(Exception):
+    """Something a person can act on."""
+
+
+class Row(NamedTuple):
+    """One row of the input: a text with perhaps a second one, or what is wrong with it."""
+
+    text: str = ""
+    pair: str | None = None
+    error: str | None = None
+
+
+class Predictor:
+    """The model of a folder, from texts to signals and answers.
+
+    Attributes:
+        folder: Where model.onnx, tokenizer.json and paredown.json lie.
+        settings: The content of paredown.json.
+        batch: Rows of a batch where a call names none. It is 1 for int8: activations are
+            quantised together with the rest of the batch, so that a row's answer would depend on
+            its neighbours.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+    ) -> None:
+        """Loads a folder's model, for all cores and ONNX Runtime's CPU provider unless told."""
+        import onnxruntime
+        from tokenizers import Tokenizer
+
+        self.folder = Path(folder)
+        for name in ("paredown.json", "tokenizer.json", "model.onnx"):
+            if not (self.folder / name).is_file():
+                raise PredictError(f"'{self.folder}' has no {name}; give the folder of an export.")
+        try:
+            text = (self.folder / "paredown.json").read_text(encoding="utf-8")
+            self.settings: dict[str, Any] = json.loads(text)
+            self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        except Exception as error:  # tokenizers raises a bare Exception
+            raise PredictError(f"A file of '{self.folder}' is damaged: {error}") from error
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(
+            int(self.settings["max_length"]), direction=self.settings["truncation_side"]
+        )
+        self.batch = int(self.settings["batch"])
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads or 0
+        options.inter_op_num_threads = 1
+        # Threads that go on spinning after an answer would slow down whatever else runs here.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        wanted = list(providers or ["CPUExecutionProvider"])
+        there = onnxruntime.get_available_providers()
+        if missing := [name for name in wanted if name not in there]:
+            raise PredictError(f"No provider '{missing[0]}' here; there are {', '.join(there)}.")
+        try:
+            model = str(self.folder / "model.onnx")
+            self.session = onnxruntime.InferenceSession(model, options, providers=wanted)
+        except Exception as error:  # ONNX Runtime has a dozen kinds, without a common base
+            raise PredictError(f"'{model}' cannot be loaded: {error}") from error
+
+    def tokenize(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, role: str | None = None
+    ) -> list[dict[str, list[int]]]:
+        """Turns texts into rows of ids, unpadded, cut to the model's length.
+
+        The role (``query``, ``document``, ``text``) says whose prompt is put in front.
+        """
+        prompt = self.settings["prompts"].get(role or self.settings["role"], "")
+        rows: list[Any] = [prompt + text for text in texts]
+        if pairs is not None:
+            rows = list(zip(rows, pairs, strict=True))
+        encoded = self.tokenizer.encode_batch(rows)
+        parts = {
+            "input_ids": "ids",
+            "attention_mask": "attention_mask",
+            "token_type_ids": "type_ids",
+        }
+        names = self.settings["inputs"]
+        return [{name: getattr(row, parts[name]) for name in names} for row in encoded]
+
+    def collate(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, NDArray[np.int64]]:
+        """Pads rows on the right into arrays of (B, T)."""
+        longest = max(len(row["input_ids"]) for row in rows)
+        filler = {
+            "input_ids": self.settings["pad_id"],
+            "token_type_ids": self.settings["pad_type_id"],
+        }
+        batch = {}
+        for name in self.settings["inputs"]:
+            block = np.full((len(rows), longest), filler.get(name, 0), dtype=np.int64)
+            for i, row in enumerate(rows):
+                block[i, : len(row[name])] = row[name]
+            batch[name] = block
+        return batch
+
+    def forward(self, batch: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+        """Runs the model on a padded batch: (B, T) each to (B, W)."""
+        values: NDArray[np.float32] = self.session.run([self.settings["output"]], batch)[0]
+        return values
+
+    def signal(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        role: str | None = None,
+        batch: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Class logits or embeddings of n texts, (n, W) float32, in the order of the texts.
+
+        Batches hold rows of like length; role and batch size are the folder's unless given.
+        """
+        out = np.empty((len(texts), int(self.settings["width"])), dtype=np.float32)
+        if not len(texts):
+            return out
+        rows = self.tokenize(texts, pairs, role)
+        order = np.argsort([-len(row["input_ids"]) for row in rows], kind="stable")
+        size = batch or self.batch
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
+            out[chosen] = self.forward(self.collate([rows[i] for i in chosen]))
+        return out
+
+    def predict(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        *,
+        index: Index | None = None,
+        top: int | None = None,
+        batch: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """One object a text, as this program prints them; ``top`` is 1 class or 10 answers."""
+        values = self.signal(texts, pairs, batch=batch)
+        if self.settings["signal"] == "class_logits":
+            return [_classes(row, self.settings["labels"], top or 1) for row in values]
+        if index is None:
+            return [{"embedding": row.tolist()} for row in values]
+        return [{"answers": index.search(row, top or 10)} for row in values]
+
+
+def _classes(logits: NDArray[np.float32], labels: Sequence[str], top: int) -> dict[str, Any]:
+    shifted = np.exp(logits.astype(np.float64) - logits.max())
+    chances = shifted / shifted.sum()
+    order = np.argsort(-chances, kind="stable")[:top]
+    best = [{"label": labels[i], "probability": round(float(chances[i]), 6)} for i in order]
+    return best[0] if top == 1 else best[0] | {"top": best}
+
+
+class Index:
+    """Embeddings of the texts to be found, (N, d), and perhaps the texts."""
+
+    def __init__(self, vectors: str | Path, texts: str | Path | None, width: int) -> None:
+        """Reads a .npy file, and a JSONL file of N objects or strings."""
+        try:
+            self.vectors = np.load(vectors, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise PredictError(f"The index '{vectors}' cannot be read: {error}") from error
+        if self.vectors.ndim != 2 or self.vectors.shape[1] != width or not len(self.vectors):
+            raise PredictError(
+                f"The index '{vectors}' is of shape {self.vectors.shape}; the model's embeddings "
+                f"need (number of texts, {width})."
+            )
+        self.texts: list[Any] = [{}] * len(self.vectors)
+        if texts is not None:
+            try:
+                with open(texts, encoding="utf-8-sig") as file:
+                    self.texts = [json.loads(line) for line in file if line.strip()]
+            except ValueError as error:
+                raise PredictError(f"'{texts}' is not JSONL in UTF-8: {error}") from error
+        if len(self.texts) != len(self.vectors):
+            have = f"{len(self.texts)} texts, the index {len(self.vectors)} vectors"
+            raise PredictError(f"'{texts}' has {have}.")
+
+    def search(self, query: NDArray[np.float32], top: int) -> list[dict[str, Any]]:
+        """The texts with the largest dot products, (d,) against (N, d); equal ones in order."""
+        scores = np.asarray(self.vectors @ query)
+        top = min(top, len(scores))
+        among = np.flatnonzero(scores >= np.partition(scores, -top)[-top])
+        best = among[np.argsort(-scores[among], kind="stable")][:top]
+        answers = []
+        for i in best:
+            text = self.texts[i] if isinstance(self.texts[i], dict) else {"text": self.texts[i]}
+            answers.append({**text, "row": int(i), "score": round(float(scores[i]), 6)})
+        return answers
+
+
+def read_rows(
+    file: BinaryIO, kind: str, column: str | None, pair_column: str | None
+) -> Iterator[Row]:
+    """Yields the rows of a file as they come; `PredictError` if it cannot be read as a whole."""
+    if kind in ("csv", "tsv"):
+        yield from _csv_rows(file, "\t" if kind == "tsv" else ",", column, pair_column)
+        return
+    first = True
+    while line := file.readline(4 * MAX_CHARACTERS + 2):
+        if not line.endswith(b"\n") and len(line) > 4 * MAX_CHARACTERS:
+            while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
+                pass
+            yield Row(error=f"longer than {MAX_CHARACTERS:,} characters")
+            first = False
+            continue
+        try:
+            text = line.decode("utf-8-sig" if first else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            yield Row(error=f"not UTF-8: byte {error.start + 1} of the line; convert the file")
+        else:
+            yield _checked(text, None) if kind == "txt" else _json_row(text, column, pair_column)
+        first = False
+
+
+def _json_row(line: str, column: str | None, pair_column: str | None) -> Row:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return Row(error=f"not JSON: {error}")
+    if isinstance(found, str):
+        return _checked(found, None)
+    if not isinstance(found, dict):
+        return Row(error="expected an object or a string")
+    names = [column] if column else KEYS
+    key = next((name for name in names if name in found), None)
+    if key is None:
+        there = ", ".join(map(str, found)) or "none"
+        return Row(error=f"no key {' or '.join(names)} (there are: {there}); name one: --column")
+    if pair_column and pair_column not in found:
+        return Row(error=f"no key {pair_column}")
+    return _checked(found[key], found.get(pair_column or "text_pair"))
+
+
+def _csv_rows(
+    file: BinaryIO, delimiter: str, column: str | None, pair_column: str | None
+) -> Iterator[Row]:
+    # Bytes that are not UTF-8 travel as lone surrogates, so that one bad row spoils no other.
+    lines = (line.decode("utf-8", "surrogateescape") for line in file)
+    csv.field_size_limit(8 * MAX_CHARACTERS)
+    reader = csv.reader(lines, delimiter=delimiter)
+    try:
+        header = [name.lstrip("\ufeff").strip() for name in next(reader, [])]
+        names = [column] if column else KEYS
+        at = next((header.index(name) for name in names if name in header), None)
+        if at is None or (pair_column and pair_column not in header):
+            wanted = " or ".join(names) if at is None else pair_column
+            raise PredictError(
+                f"No column {wanted} (there are: {', '.join(header) or 'none'}); "
+                "name them: --column, --pair-column."
+            )
+        second = pair_column or "text_pair"
+        pair_at = header.index(second) if second in header else None
+        for fields in reader:
+            if len(fields) <= max(at, pair_at or 0):
+                yield Row(error=f"{len(fields)} fields, the header has {len(header)}")
+            else:
+                yield _checked(fields[at], None if pair_at is None else fields[pair_at])
+    except csv.Error as error:
+        raise PredictError(f"Not CSV from line {reader.line_num} on: {error}") from error
+
+
+def _checked(text: Any, pair: Any) -> Row:
+    """A row whose texts are texts."""
+    for part in (text,) if pair is None else (text, pair):
+        if not isinstance(part, str):
+            return Row(error=f"expected a text, found {json.dumps(part)[:40]}")
+        if not part.strip():
+            return Row(error="empty")
+        if len(part) > MAX_CHARACTERS:
+            return Row(error=f"longer than {MAX_CHARACTERS:,} characters")
+        try:
+            part.encode("utf-8")
+        except UnicodeEncodeError as error:
+            return Row(error=f"not UTF-8: character {error.start + 1}; convert the file")
+    return Row(text, pair)
+
+
+def answer_rows(
+    predictor: Predictor, rows: Iterator[Row], *, index: Index | None, top: int | None, batch: int
+) -> Iterator[dict[str, Any]]:
+    """Yields one answer or error a row, in order, reading no more than a batch ahead."""
+    waiting: list[Row] = []
+    done = 0
+
+    def flush() -> Iterator[dict[str, Any]]:
+        nonlocal done
+        good = [row for row in waiting if row.error is None]
+        answers: dict[int, dict[str, Any]] = {}
+        for paired in (False, True):
+            some = [row for row in good if (row.pair is not None) == paired]
+            if some:
+                pairs = [row.pair or "" for row in some] if paired else None
+                texts = [row.text for row in some]
+                found = predictor.predict(texts, pairs, index=index, top=top)
+                answers |= {id(row): answer for row, answer in zip(some, found, strict=True)}
+        for row in waiting:
+            done += 1
+            yield answers[id(row)] if row.error is None else {"row": done, "error": row.error}
+        waiting.clear()
+
+    for row in rows:
+        waiting.append(row)
+        if len(waiting) >= batch:
+            yield from flush()
+    yield from flush()
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("file", nargs="?", help="a .txt, .jsonl, .csv or .tsv file; without one, stdin")
+    add("--format", choices=sorted(set(FORMATS.values())), help="of the rows (default: by ending)")
+    add("--column", help=f"key or column of the text (default: {', '.join(KEYS)})")
+    add("--pair-column", help="key or column of the second text (default: text_pair, if there)")
+    add("--index", help="embeddings of the texts to be found, a .npy file")
+    add("--texts", help="the texts of the index, JSONL")
+    add("--top", type=_positive, help="classes (default 1) or answers (default 10) of a row")
+    add("--batch", type=_positive, default=32, help="rows read before answering (default 32)")
+    add("--threads", type=_positive, help="threads (default: all cores)")
+    add("--providers", help="ONNX Runtime's providers, separated by commas (default: the CPU's)")
+    options = parser.parse_args(arguments)
+    if options.texts and not options.index:
+        parser.error("--texts needs --index")
+    return options
+
+
+def _positive(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{word}'")
+    return int(word)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the program; 0 if every row was answered, 1 if some were not, 2 if none could be."""
+    options = parse(arguments)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if options.threads == 1 else "true")
+    providers = options.providers.split(",") if options.providers else None
+    failed = total = 0
+    try:
+        predictor = Predictor(Path(__file__).parent, threads=options.threads, providers=providers)
+        index = None
+        if options.index:
+            if predictor.settings["signal"] != "embedding":
+                raise PredictError("--index is for embedding models; this one gives classes.")
+            index = Index(options.index, options.texts, int(predictor.settings["width"]))
+        ending = Path(options.file or "").suffix.lower()
+        kind = options.format or FORMATS.get(ending, "txt")
+        file = open(options.file, "rb") if options.file else sys.stdin.buffer  # noqa: SIM115
+        with file:
+            rows = read_rows(file, kind, options.column, options.pair_column)
+            settings = {"index": index, "top": options.top, "batch": options.batch}
+            for answer in answer_rows(predictor, rows, **settings):
+                total += 1
+                failed += "error" in answer
+                print(json.dumps(answer, ensure_ascii=False), flush=total % options.batch == 0)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (PredictError, OSError) as error:
+        sys.stdout.flush()
+        print(f"predict.py: {error}", file=sys.stderr)
+        return 2 if not total else 1
+    if failed:
+        print(f"predict.py: {failed} of {total} rows could not be answered", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    try:
+        sys.exit(main())
+    except ImportError as missing:
+        print(f"predict.py: {missing}; pip install numpy onnxruntime tokenizers", file=sys.stderr)
+        sys.exit(2)

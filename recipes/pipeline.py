@@ -1,0 +1,251 @@
+"""A recipe from top to bottom: which stages there are, and the folder a run leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..eval.errors import PareError, RunError
+from .contenders import Contender
+from .loading import dump_recipe
+from .progress import Display
+from .resolving import resolve
+from .schema import Recipe
+from .smoke import smoke_recipe
+from .stage_capture import capture_stage
+from .stage_data import data_stage
+from .stage_distill import distill_stage
+from .stage_evaluate import evaluate_stage
+from .stage_export import EXPORTED, export_stage
+from .stage_prune import prune_stage
+from .stage_report import CARD, report_stage
+from .stage_teacher import CHECKPOINT, teacher_checkpoint, teacher_record, teacher_stage
+from .store import Folder, Store
+from .world import World, join_world
+
+RUNS = Path("runs")
+TIMED_EXPORT = "onnx"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left.
+
+    Attributes:
+        report: The content of ``report.json`` (None in all processes of a launch but the first).
+        folder: The run's folder.
+        seconds: How long it took.
+        cached: Whether everything was there already.
+    """
+
+    report: dict[str, Any] | None
+    folder: Path
+    seconds: float
+    cached: bool
+
+
+def run_recipe(
+    recipe: Recipe,
+    *,
+    out: Path | None = None,
+    smoke: bool = False,
+    argv: Sequence[str] | None = None,
+    imports: Sequence[str] = (),
+    quiet: bool = False,
+) -> RunResult:
+    """Runs every stage of a recipe that is not there yet, and fills the run's folder.
+
+    Args:
+        recipe: A checked recipe.
+        out: The run's folder; ``runs/<name>`` if None. Stages are shared by all runs beside it.
+        smoke: Run on a tiny random model and made-up rows, without judging.
+        argv: The command, for the report.
+        imports: Extensions that are in use; their sources count among the stages' own.
+        quiet: Show nothing.
+
+    Raises:
+        PareError: If a stage fails; what was finished before it is kept.
+    """
+    started = time.monotonic()
+    world = join_world()
+    resolved = resolve(recipe)
+    folder = out or RUNS / (f"{recipe.name}-smoke" if smoke else recipe.name)
+    if smoke:
+        if world.main:
+            smoke_recipe(resolved, folder / "smoke")
+        world.barrier()
+        resolved = resolve(smoke_recipe(resolved, folder / "smoke"))
+    command = shlex.join(argv) if argv else f"paredown run {recipe.name}" + " --smoke" * smoke
+    display = Display(quiet=quiet or not world.main)
+    try:
+        display.say(f"{resolved.name}: {resolved.task}, into {folder}")
+        store = Store(folder.parent, display, world, imports)
+        run = _Run(resolved, store, command, smoke)
+        report = run.stages()
+        finished = all(stage.cached for stage in store.made)
+        if world.main:
+            _fill(folder, resolved, run, report)
+        world.barrier()
+    finally:
+        display.close()
+    content = json.loads((report.path / "report.json").read_text(encoding="utf-8"))
+    seconds = time.monotonic() - started
+    return RunResult(content if world.main else None, folder, seconds, finished)
+
+
+class _Run:
+    """The stages of one recipe, made in order."""
+
+    def __init__(self, recipe: Recipe, store: Store, command: str, smoke: bool) -> None:
+        self.recipe = recipe
+        self.store = store
+        self.command = command
+        self.smoke = smoke
+        self.students: list[tuple[int, Folder]] = []
+        self.exports: dict[str, Folder] = {}
+
+    def stages(self) -> Folder:
+        """Makes every stage; the last is the report."""
+        recipe, ensure = self.recipe, self.store.ensure
+        data = ensure(data_stage(recipe))
+        teacher = ensure(teacher_stage(recipe, data))
+        captured = ensure(capture_stage(recipe, data, teacher))
+        pruned = ensure(prune_stage(recipe, data, teacher, captured))
+        made = {"data": data, "teacher": teacher, "capture": captured, "prune": pruned}
+        contenders = [self._teacher(teacher)]
+        if recipe.distill is None:
+            self.students = [(recipe.seed, pruned)]
+        else:
+            for seed in range(recipe.seed, recipe.seed + recipe.seeds):
+                stage = distill_stage(recipe, data, teacher, captured, pruned, seed=seed)
+                self.students.append((seed, ensure(stage)))
+                made["distill" if seed == recipe.seed else f"distill-{seed}"] = self.students[-1][1]
+        for seed, folder in self.students:
+            contenders.append(self._model("student", folder, seed=seed))
+        if recipe.distill is not None:
+            contenders.append(self._model("pruned", pruned))
+        if "labels" in recipe.evaluate.baselines:
+            stage = distill_stage(
+                recipe, data, teacher, captured, pruned, seed=recipe.seed, labels_only=True
+            )
+            made["distill-labels"] = ensure(stage)
+            contenders.append(self._model("labels", made["distill-labels"]))
+        timed = [c for c in (contenders[0], contenders[1]) if not c.recorded]
+        inputs = dict(made)
+        for contender, folder in self._exported(data, teacher):
+            inputs[contender.name] = folder
+            timed += [contender] if contender.fmt != "sentence-transformers" else []
+            contenders += [contender] if contender.side == "export" else []
+        evaluated = ensure(
+            evaluate_stage(recipe, inputs, contenders, timed, smoke=self.smoke)
+        )
+        self._check_flips(evaluated)
+        made["evaluate"] = evaluated
+        return ensure(
+            report_stage(
+                recipe, made, contenders, self.exports, command=self.command, smoke=self.smoke
+            )
+        )
+
+    def _teacher(self, teacher: Folder) -> Contender:
+        path = teacher_checkpoint(teacher.path)
+        if path is not None:
+            return Contender("teacher", path, symmetric=False)
+        files = teacher_record(teacher.path)["files"]
+        if "test" not in files:
+            raise RunError(
+                "The recorded teacher has no answers for the test rows, so nothing can be compared "
+                "with it; add teacher.files.test."
+            )
+        return Contender("teacher", Path(files["test"]), recorded=True)
+
+    def _model(self, side: Any, folder: Folder, seed: int | None = None) -> Contender:
+        # Trained on pairs alone, a model has an embedding space of its own.
+        symmetric = self.recipe.symmetric or side == "labels"
+        return Contender(side, folder.path / CHECKPOINT, seed=seed, symmetric=symmetric)
+
+    def _exported(self, data: Folder, teacher: Folder) -> Iterator[tuple[Contender, Folder]]:
+        """The student in every format; and the teacher, to time both on the same runtime."""
+        name, student = self.recipe.task, self.students[0][1]
+        for fmt in self.recipe.export:
+            stage = export_stage(name, fmt, data, student, student.path / CHECKPOINT)
+            folder = self.store.ensure(stage)
+            self.exports[fmt] = folder
+            path = folder.path / EXPORTED
+            yield Contender("export", path, fmt, symmetric=self.recipe.symmetric), folder
+        checkpoint = teacher_checkpoint(teacher.path)
+        if TIMED_EXPORT in self.recipe.export and checkpoint is not None:
+            stage = export_stage(name, TIMED_EXPORT, data, teacher, checkpoint, of="teacher")
+            folder = self.store.ensure(stage)
+            yield Contender("teacher", folder.path / EXPORTED, TIMED_EXPORT), folder
+
+    def _check_flips(self, evaluated: Folder) -> None:
+        """A full-precision export that decides otherwise than its student is not the student."""
+        from ..export import FORMATS
+        from .stage_evaluate import evaluation
+
+        found = evaluation(evaluated.path)["contenders"]
+        limit = self.recipe.evaluate.flip_rate
+        for fmt in self.exports:
+            rate = found[f"export-{fmt}"]["flip_rate"]
+            if fmt in FORMATS and not fmt.endswith("int8") and rate > limit:
+                raise RunError(
+                    f"The {fmt} export decides {rate:.2%} of the test rows otherwise than the "
+                    f"student it was made from; evaluate.flip_rate allows {limit:.2%}."
+                )
+
+
+def _fill(folder: Path, recipe: Recipe, run: _Run, report: Folder) -> None:
+    """Makes the run's folder say what the stages hold; ``report.json`` comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = folder / "report.json"
+    current = report.path / "report.json"
+    if mark.exists() and mark.read_bytes() == current.read_bytes():
+        return
+    mark.unlink(missing_ok=True)
+    try:
+        (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+        _link(folder / "stages", {stage.name: stage.path for stage in run.store.made})
+        _copy(run.students[0][1].path / CHECKPOINT, folder / "student")
+        shutil.copyfile(report.path / "card" / CARD, folder / "student" / CARD)
+        for fmt, stage in run.exports.items():
+            _copy(stage.path / EXPORTED, folder / "export" / fmt)
+        for stale in (folder / "export").glob("*"):
+            if stale.name not in run.exports:
+                shutil.rmtree(stale)
+        shutil.copyfile(report.path / "report.html", folder / "report.html")
+        shutil.copyfile(current, mark.with_suffix(".part"))
+        os.replace(mark.with_suffix(".part"), mark)
+    except OSError as error:
+        raise RunError(
+            f"Cannot write the run's folder '{folder}': {error.strerror or error}. The stages are "
+            "kept; run the same command again."
+        ) from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A copy, not a link: whoever changes the run's student must not change the store's."""
+    if target.exists():
+        shutil.rmtree(target)
+    shutil.copytree(source, target)
+
+
+def _link(folder: Path, stages: Mapping[str, Path]) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
+    for name, path in stages.items():
+        try:
+            (folder / name).symlink_to(os.path.relpath(path, folder), target_is_directory=True)
+        except OSError:  # a file system without links
+            shutil.copytree(path, folder / name)
+
+
+__all__ = ["PareError", "RunResult", "World", "run_recipe"]

@@ -1,0 +1,194 @@
+"""The keys of ``report.json``, as types.
+
+Other programs read the file, so its keys are stable: a change that could break a reader raises
+`SCHEMA`. A figure that was not measured is null, never 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypedDict
+
+SCHEMA = 1
+"""Version of the keys of ``report.json``."""
+
+
+class Target(TypedDict):
+    """What was asked for: at least ``retain`` of the teacher's ``metric`` at most ``compute``."""
+
+    metric: str
+    retain: float
+    compute: float
+
+
+class Pair(TypedDict):
+    """One metric of both models."""
+
+    teacher: float | None
+    student: float | None
+
+
+class Baseline(TypedDict):
+    """Another way to the same size; ``value`` is the target's metric."""
+
+    name: str
+    value: float | None
+    retention: float | None
+    retention_ci95: list[float] | None
+    flops_ratio: float | None
+
+
+class SeedResult(TypedDict):
+    """The student of one training seed; ``student`` is its value of the target's metric."""
+
+    seed: int
+    student: float | None
+    retention: float | None
+
+
+class Quality(TypedDict):
+    """How well both models do on the test rows.
+
+    ``retention`` is student / teacher, the mean over seeds if there are several, and
+    ``retention_ci95`` its interval over the rows; ``retention_std_seeds`` is the standard deviation
+    over seeds. ``agreement`` is the share of rows on which both decide alike.
+    """
+
+    metric: str
+    teacher: float | None
+    student: float | None
+    retention: float | None
+    retention_ci95: list[float] | None
+    retention_std_seeds: float | None
+    examples: int
+    agreement: float | None
+    metrics: dict[str, Pair]
+    baselines: list[Baseline]
+    seeds: list[SeedResult]
+
+
+class Side(TypedDict):
+    """What one model costs: in PyTorch, fp32, one thread, one row at a time."""
+
+    parameters: int | None
+    bytes: int | None
+    flops_per_example: float | None
+    latency_ms_p50: float | None
+    latency_ms_p95: float | None
+    examples_per_s: float | None
+    peak_memory_bytes: int | None
+
+
+class Ratio(TypedDict):
+    """Student over teacher; below 1 is saved."""
+
+    flops: float | None
+    parameters: float | None
+    bytes: float | None
+    latency: float | None
+
+
+class Cost(TypedDict):
+    """What both models cost, and the ratios."""
+
+    teacher: Side
+    student: Side
+    ratio: Ratio
+
+
+class Measurement(TypedDict, total=False):
+    """One timing. Times are milliseconds from text to decision; ``model_p50`` is the model alone.
+
+    ``scenario`` is ``single_stream`` (one row after the other) or ``offline`` (batches).
+    """
+
+    side: str
+    runtime: str
+    precision: str
+    threads: int
+    batch: int
+    scenario: str
+    p50: float | None
+    p90: float | None
+    p95: float | None
+    p99: float | None
+    model_p50: float | None
+    examples_per_s: float | None
+    peak_memory_bytes: int | None
+    cold_start_s: float | None
+
+
+class Export(TypedDict, total=False):
+    """One exported student on its own runtime; ``metric`` is its value of the target's metric."""
+
+    format: str
+    bytes: int | None
+    metric: float | None
+    retention: float | None
+    retention_ci95: list[float] | None
+    flip_rate: float | None
+    latency_ms_p50: float | None
+
+
+class Stage(TypedDict, total=False):
+    """One stage: what it took, or whether it was taken from an earlier run."""
+
+    name: str
+    seconds: float | None
+    cached: bool
+    peak_memory_bytes: int | None
+    fingerprint: str
+    world_size: int
+
+
+class Vocabulary(TypedDict, total=False):
+    """What cutting the vocabulary changed; shares are of texts tokenised identically."""
+
+    kept: int
+    of: int
+    training_identical: bool
+    test_identical_share: float | None
+    tokens_per_text_before: float | None
+    tokens_per_text_after: float | None
+
+
+class Data(TypedDict, total=False):
+    """Rows by split, rows dropped by split and reason, and where they come from."""
+
+    rows: dict[str, int]
+    dropped: dict[str, dict[str, int]]
+    source: Any
+
+
+class Difference(TypedDict):
+    """A test row that the two models decide differently."""
+
+    text: str
+    expected: str
+    teacher: str
+    student: str
+
+
+class Report(TypedDict):
+    """The content of ``report.json``."""
+
+    schema: int
+    name: str
+    command: str
+    smoke: bool
+    recipe: dict[str, Any]
+    task: str
+    target: Target
+    verdict: Literal["pass", "fail", "undecided"]
+    reasons: list[str]
+    rows_needed: int | None
+    quality: Quality
+    cost: Cost
+    quality_to_compute: float | None
+    measurements: list[Measurement]
+    exports: list[Export]
+    stages: list[Stage]
+    vocabulary: Vocabulary | None
+    data: Data
+    environment: dict[str, Any]
+    differing: list[Difference]
+    notes: list[str]

@@ -1,0 +1,191 @@
+"""`--smoke`: the real recipe's stages on a tiny random teacher, a tokenizer and rows made for it.
+
+Nothing is loaded from a hub, and the figures mean nothing; that every stage works does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..eval.errors import RecipeError
+from ..eval.tasks import get_task
+from .schema import Recipe
+
+TOPICS = ("card", "cash", "rate", "loan", "fees", "bank")
+ACTIONS = ("open", "close", "find", "check", "change", "report", "cancel", "order")
+OBJECTS = ("account", "payment", "transfer", "statement", "limit", "address", "receipt", "refund")
+SPECIALS = {
+    "bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+    "roberta": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+}
+HIDDEN, HEADS, WIDTH, EPOCHS = 32, 2, 64, 2
+
+
+def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
+    """Makes a tiny teacher and tiny files, and the recipe that uses them.
+
+    Args:
+        recipe: The real one; its stages and options stay, its sizes shrink.
+        folder: Where model and files go.
+
+    Raises:
+        RecipeError: If the recipe does not say which architecture the tiny teacher has.
+    """
+    if recipe.smoke is None:
+        raise RecipeError(
+            "--smoke needs to know the architecture of the tiny teacher: add smoke: "
+            "{architecture: bert} (or roberta, distilbert) to the recipe."
+        )
+    files = _write_rows(recipe, folder / "data")
+    values = recipe.model_dump(mode="json")
+    values["name"] = f"{recipe.name}-smoke"
+    values["data"] |= {"source": None, "config": None, "revision": None, "columns": {}}
+    values["data"]["files"] = files
+    layers, keep = _layers(values.get("prune"))
+    teacher = folder / "teacher"
+    _write_model(recipe.smoke.architecture, teacher, layers, HIDDEN)
+    values["teacher"] |= {
+        "kind": "checkpoint", "model": str(teacher), "files": None, "revision": None,
+    }  # fmt: skip
+    if recipe.teacher.kind == "recorded" and get_task(recipe.task).signal == "class_logits":
+        values["teacher"]["finetune"] = {"epochs": 1}
+    if values["student"] is not None:
+        _write_model(recipe.smoke.architecture, folder / "student", layers, HIDDEN // 2)
+        values["student"] |= {"model": str(folder / "student"), "revision": None}
+    for section in (values["teacher"]["finetune"], values["distill"]):
+        if section:
+            section["epochs"] = min(section.get("epochs", EPOCHS), EPOCHS)
+            section["batch_size"] = min(section.get("batch_size", 16), 16)
+            section["arguments"] = _shortened(section.get("arguments", {}))
+    if values["prune"]:
+        values["prune"] |= {"layers": keep, "calibration_rows": 32, "round_to": None}
+        if values["prune"]["intermediate_size"]:
+            values["prune"]["intermediate_size"] = WIDTH // 2
+    values["evaluate"] |= {"resamples": 200, "latency_rows": 20, "metrics": [
+        name for name in recipe.evaluate.metrics if name in get_task(recipe.task).metrics
+    ]}  # fmt: skip
+    return Recipe.model_validate(values)
+
+
+def _shortened(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A stated number of steps is meant for the real rows."""
+    return {**arguments, "max_steps": min(arguments["max_steps"], 8)} if (
+        arguments.get("max_steps", -1) > 0
+    ) else dict(arguments)  # fmt: skip
+
+
+def _layers(prune: Mapping[str, Any] | None) -> tuple[int, Any]:
+    """Layers of the tiny teacher, and the cut that is left of the recipe's."""
+    wanted = prune["layers"] if prune else None
+    if isinstance(wanted, list):
+        few = min(len(wanted), 2)
+        return few + 1, list(range(few))
+    if wanted is None:
+        return 2, None
+    few = min(wanted, 2)
+    return few + 1, few
+
+
+def _sentences() -> list[tuple[str, str]]:
+    """Queries with their topic, in an order that does not depend on the machine."""
+    found = []
+    for i, (topic, action, thing) in enumerate(itertools.product(TOPICS, ACTIONS, OBJECTS)):
+        found.append((f"how do I {action} the {topic} {thing} number {i % 7}", topic))
+    random.Random(0).shuffle(found)
+    return found
+
+
+def _write_rows(recipe: Recipe, folder: Path) -> dict[str, str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = _sentences()
+    classes = get_task(recipe.task).signal == "class_logits"
+    paths = {}
+    for split, part in (("train", rows[:192]), ("test", rows[192:256])):
+        lines = [
+            {"text": text, "label": topic}
+            if classes
+            else {"query": text, "text": f"{topic}: the answer to {text}"}
+            for text, topic in part
+        ]
+        path = folder / f"{split}.jsonl"
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        path.write_text(text, encoding="utf-8")
+        paths[split] = str(path)
+    return paths
+
+
+def _write_model(architecture: str, folder: Path, layers: int, hidden: int) -> None:
+    """Saves a randomly initialised backbone and a tokenizer trained on the rows."""
+    import torch
+    import transformers
+
+    from ..eval.models import no_loading_bar
+
+    if (folder / "tokenizer_config.json").exists():  # written last
+        return
+    tokenizer = _tokenizer(architecture)
+    sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    if architecture == "distilbert":
+        sizes |= {"n_layers": layers, "dim": hidden, "n_heads": HEADS, "hidden_dim": WIDTH}
+    else:
+        sizes |= {
+            "num_hidden_layers": layers,
+            "hidden_size": hidden,
+            "num_attention_heads": HEADS,
+            "intermediate_size": WIDTH,
+        }
+    sizes["max_position_embeddings"] = 130
+    config = transformers.AutoConfig.for_model(architecture, **sizes)
+    with torch.random.fork_rng(), no_loading_bar():
+        torch.manual_seed(0)
+        transformers.AutoModel.from_config(config).save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+
+
+def _tokenizer(architecture: str) -> Any:
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    texts = [text for text, _ in _sentences()]
+    if architecture == "roberta":
+        specials = SPECIALS["roberta"]
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer: Any = trainers.BpeTrainer(
+            vocab_size=400, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+        )
+        backend.train_from_iterator(texts, trainer)
+        backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+        names = dict(zip(("bos", "pad", "eos", "unk", "mask"), specials, strict=True))
+        names |= {"cls": "<s>", "sep": "</s>"}
+    else:
+        specials = SPECIALS["bert"]
+        backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        backend.decoder = decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=300, special_tokens=specials, show_progress=False
+        )
+        backend.train_from_iterator(texts, trainer)
+        ids = {name: backend.token_to_id(name) for name in specials}
+        backend.post_processor = processors.BertProcessing(
+            ("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"])
+        )
+        names = dict(zip(("pad", "unk", "cls", "sep", "mask"), specials, strict=True))
+    inputs = ["input_ids", "attention_mask"]
+    inputs += ["token_type_ids"] if architecture == "bert" else []
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_input_names=inputs,
+        model_max_length=128,
+        **{f"{name}_token": token for name, token in names.items()},
+    )

@@ -1,0 +1,138 @@
+"""Stage ``capture``: the teacher's outputs on the training rows, on disk, once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..distill.capture import capture, record_given
+from ..distill.losses import LOSSES
+from ..distill.teachers import recorded_kind, recorded_values
+from ..distill.trainer import layer_map
+from ..eval.checkpoints import find_checkpoint, sha256
+from ..eval.data import Data
+from ..eval.errors import RecipeError
+from ..eval.models import load_model
+from ..eval.splits import text_key
+from ..eval.tables import open_table
+from ..eval.tasks import get_task
+from .schema import Recipe
+from .stage_teacher import model_options, teacher_checkpoint, teacher_record
+from .store import Context, Folder, Stage
+from .task_rows import streams
+
+
+def layer_count(config: dict[str, Any]) -> int:
+    """Layers of a checkpoint, by the names its config may use."""
+    for name in ("num_hidden_layers", "n_layers", "n_layer", "num_layers"):
+        if name in config:
+            return int(config[name])
+    raise RecipeError("hidden_mse: the config does not say how many layers there are.")
+
+
+def hidden_layers(recipe: Recipe, teacher: Path | None) -> dict[int, int]:
+    """For a loss on hidden states: student layer → teacher layer; empty where none asks."""
+    losses = recipe.distill.losses if recipe.distill else {}
+    asked = [name for name in losses if LOSSES[name].uses == "hidden"]
+    if not asked:
+        return {}
+    if teacher is None:
+        raise RecipeError(f"distill.losses.{asked[0]}: recorded outputs have no hidden states.")
+
+    def layers_in(folder: Path) -> int:
+        return layer_count(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+
+    of_teacher = of_student = layers_in(teacher)
+    if recipe.student is not None:
+        of_student = layers_in(find_checkpoint(recipe.student.model, recipe.student.revision))
+    cut = recipe.prune.layers if recipe.prune else None
+    if cut is not None:
+        of_student = len(cut) if isinstance(cut, list) else cut
+    options = losses[asked[0]].options
+    return layer_map(of_student, of_teacher, options.get("layers", "uniform"))
+
+
+def capture_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stage:
+    """Records the teacher on every distinct training and validation text, and the collection."""
+    task = get_task(recipe.task)
+    checkpoint = teacher_checkpoint(teacher.path)
+    layers = sorted(set(hidden_layers(recipe, checkpoint).values()))
+
+    def work(context: Context) -> None:
+        rows = Data.open(context.inputs["data"])
+        belongs = {"teacher": teacher.fingerprint, "data": rows.info["fingerprint"]}
+        if checkpoint is None:
+            if context.world.main:
+                _record_given(context, rows, recipe, belongs)
+            return
+        model = load_model(checkpoint, task, **model_options(recipe.teacher))
+        if torch.cuda.is_available():
+            model.to(f"cuda:{context.world.rank % torch.cuda.device_count()}")
+        tokenizer = checkpoint / "tokenizer.json"
+        outputs = capture(
+            model,
+            list(streams(rows, task).values()),
+            context.out,
+            identity={
+                **belongs,
+                "tokenizer": sha256(tokenizer) if tokenizer.exists() else None,
+                "prompts": model.encoding.prompts,
+                "max_length": model.encoding.max_length,
+            },
+            precision=recipe.capture.precision,
+            batch_tokens=recipe.capture.batch_tokens,
+            shard_rows=recipe.capture.shard_rows,
+            hidden_layers=layers,
+            rank=context.world.rank,
+            world_size=context.world.size,
+            barrier=context.world.barrier,
+            progress=context.bar.update,
+        )
+        if outputs is not None:
+            context.facts |= {k: outputs.manifest[k] for k in ("items", "tokens", "bytes_per_item")}
+
+    settings = {**recipe.capture.model_dump(), "task": task.name, "hidden_layers": layers}
+    inputs = {"data": data, "teacher": teacher}
+    return Stage("capture", "stage_capture", settings, inputs, work, shared=checkpoint is not None)
+
+
+def _record_given(context: Context, data: Data, recipe: Recipe, belongs: dict[str, Any]) -> None:
+    """Writes a recorded teacher's answers as teacher outputs, matched by text."""
+    task = get_task(recipe.task)
+    files = teacher_record(context.inputs["teacher"])["files"]
+    values = {}
+    for name, stream in streams(data, task).items():
+        split = name.split(".")[0]
+        if split not in files:
+            continue
+        values[name] = given_values(Path(files[split]), stream.texts[:], task.signal, data, split)
+    record_given(values, context.out, signal=task.signal, identity=belongs)
+
+
+def given_values(path: Path, texts: list[str], signal: str, data: Data, split: str) -> Any:
+    """The recorded answers for some texts, in their order, (n, W) float32.
+
+    Raises:
+        RecipeError: If a text has no answer on file.
+    """
+    table = open_table(path, f"teacher.files.{split}")
+    where = f"teacher.files.{split} ({path.name})"
+    kind = recorded_kind(table.columns, signal, where)
+    column = next((n for n in ("text", "query") if n in table.columns), None)
+    if column is None:
+        raise RecipeError(f"{where}: no column 'text' or 'query' to match the rows by.")
+    answers = {}
+    for row in table.rows():
+        answers[text_key(str(row[column]))] = row[kind]
+    lacking = [text for text in texts if text_key(text) not in answers]
+    if lacking:
+        raise RecipeError(
+            f"{where}: {len(lacking)} of {len(texts)} rows have no recorded answer, such as "
+            f"'{lacking[0][:60]}'."
+        )
+    rows = [{kind: answers[text_key(text)]} for text in texts]
+    return np.asarray(recorded_values(rows, kind, data.labels, where))

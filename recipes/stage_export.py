@@ -1,0 +1,50 @@
+"""Stage ``export``: the student in the formats a team deploys."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..eval.data import Data
+from ..eval.tasks import get_task
+from ..export import export_model
+from .store import Context, Folder, Stage
+from .task_rows import streams
+
+REPORT = "export.json"
+EXPORTED = "exported"
+SAMPLE = 64
+
+
+def export_stage(
+    task_name: str, fmt: str, data: Folder, model: Folder, checkpoint: Path, *, of: str = "student"
+) -> Stage:
+    """Exports one checkpoint to one format, and compares it with the checkpoint.
+
+    Args:
+        task_name: The recipe's task.
+        fmt: The format.
+        data: For training texts to compare on; no test row is touched.
+        model: The stage that made the checkpoint.
+        checkpoint: Its folder.
+        of: ``student``, or ``teacher`` where it is exported to be timed beside the student.
+    """
+    task = get_task(task_name)
+
+    def work(context: Context) -> None:
+        rows = Data.open(context.inputs["data"])
+        stream = next(iter(streams(rows, task).values()))
+        texts = stream.read(range(min(SAMPLE, len(stream.texts))))[0]
+        facts = export_model(checkpoint, task, fmt, context.out / EXPORTED, sample_texts=texts)
+        (context.out / REPORT).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+    name = f"export-{fmt}" if of == "student" else f"export-{of}-{fmt}"
+    settings = {"task": task.name, "format": fmt, "of": of}
+    return Stage(name, "stage_export", settings, {"data": data, "model": model}, work)
+
+
+def export_facts(folder: Path) -> dict[str, Any]:
+    """What the exporter said of its folder."""
+    facts: dict[str, Any] = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    return facts

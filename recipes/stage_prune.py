@@ -1,0 +1,155 @@
+"""Stage ``prune``: the student before any training, cut from the teacher or another checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..distill.outputs import TeacherOutputs
+from ..eval.checkpoints import find_checkpoint, save_model
+from ..eval.data import Data
+from ..eval.models import TextModel, load_model
+from ..eval.tasks import Task, get_task
+from ..prune import prune_model
+from .schema import Recipe
+from .stage_teacher import CHECKPOINT, identity, model_options, teacher_checkpoint
+from .store import Context, Folder, Stage
+from .task_rows import streams, training_streams
+
+if TYPE_CHECKING:
+    from ..distill.capture import Stream
+
+REPORT = "prune.json"
+BLOCK = 2048
+RIDGE = 1e-3
+
+
+def prune_stage(recipe: Recipe, data: Folder, teacher: Folder, captured: Folder) -> Stage:
+    """Loads the student and cuts it; without ``prune`` the student is taken as it is."""
+    task = get_task(recipe.task)
+    source = (
+        find_checkpoint(recipe.student.model, recipe.student.revision)
+        if recipe.student
+        else teacher_checkpoint(teacher.path)
+    )
+    assert source is not None  # the schema asks for a student where the teacher is recorded
+    settings: dict[str, Any] = {
+        "task": task.name,
+        "prune": recipe.prune.model_dump() if recipe.prune else None,
+        "texts": recipe.distill.texts if recipe.distill else None,
+        "seed": recipe.seed,
+        "precision": recipe.capture.precision,
+        "symmetric": recipe.symmetric,
+        "options": model_options(recipe.student or recipe.teacher),
+    }
+    if recipe.student:
+        settings["student"] = identity(source)
+
+    def work(context: Context) -> None:
+        rows = Data.open(context.inputs["data"])
+        torch.manual_seed(recipe.seed)
+        labels = rows.labels if recipe.student else None
+        model = load_model(source, task, labels=labels, **settings["options"])
+        found = streams(rows, task)
+        chosen = training_streams(found, task, settings["texts"])
+        facts: dict[str, Any] = {"index_map": None, "parameters": _parameters(model)}
+        if recipe.prune is not None:
+            model, facts = _cut(model, recipe, chosen, found)
+        outputs = TeacherOutputs(context.inputs["capture"])
+        if task.signal == "embedding" and not recipe.symmetric and model.width != outputs.width:
+            model.dense = fit_dense(model, chosen, outputs, settings["precision"])
+        save_model(model, context.out / CHECKPOINT)
+        text = json.dumps(facts, indent=1, ensure_ascii=False)
+        (context.out / REPORT).write_text(text, encoding="utf-8")
+
+    inputs = {"data": data, "teacher": teacher, "capture": captured}
+    return Stage("prune", "stage_prune", settings, inputs, work)
+
+
+def _cut(
+    model: TextModel, recipe: Recipe, chosen: list[Stream], found: dict[str, Stream]
+) -> tuple[TextModel, dict[str, Any]]:
+    prune = recipe.prune
+    assert prune is not None
+    rows = _sample(chosen, prune.calibration_rows, recipe.seed)
+    pruned = prune_model(
+        model,
+        [row[0] for row in rows],
+        roles=[row[2] for row in rows],
+        pairs=[row[1] or "" for row in rows] if any(row[1] is not None for row in rows) else None,
+        layers=prune.layers,
+        intermediate_size=prune.intermediate_size,
+        vocabulary=prune.vocabulary,
+        vocabulary_texts=_every(found),
+        compensate=prune.compensate,
+        calibration_rows=prune.calibration_rows,
+        round_to=prune.round_to,
+        seed=recipe.seed,
+        precision=recipe.capture.precision,
+    )
+    return pruned.model, {"index_map": pruned.index_map, **pruned.facts}
+
+
+def _sample(chosen: list[Stream], rows: int, seed: int) -> list[tuple[str, str | None, str]]:
+    """A seeded sample of (text, second text, role), each stream by its share of the rows."""
+    draw = np.random.default_rng(seed)
+    total = sum(len(s.texts) for s in chosen)
+    sample: list[tuple[str, str | None, str]] = []
+    for stream in chosen:
+        count = min(len(stream.texts), round(rows * len(stream.texts) / total))
+        picked = np.sort(draw.choice(len(stream.texts), count, replace=False)).tolist()
+        texts, pairs = stream.read(picked)
+        sample += [(t, p, stream.role) for t, p in zip(texts, pairs or [None] * count, strict=True)]
+    return sample
+
+
+def _every(found: dict[str, Stream]) -> Iterator[str]:
+    """All training texts, and the collection: whatever the student may be asked to write or find."""
+    for name, stream in found.items():
+        if name.startswith("validation"):
+            continue
+        for start in range(0, len(stream.texts), BLOCK):
+            texts, pairs = stream.read(range(start, min(start + BLOCK, len(stream.texts))))
+            yield from texts
+            yield from pairs or []
+
+
+def fit_dense(
+    model: TextModel, chosen: list[Stream], outputs: TeacherOutputs, precision: str
+) -> torch.nn.Linear:
+    """Fits the linear map from a student's embeddings to the teacher's space by least squares.
+
+    Ridge regression on at most 4,096 rows, solved in float64; it starts the training closer.
+    """
+    texts: list[str] = []
+    items: list[int] = []
+    for stream in chosen:
+        count = min(len(stream.texts), 4096 // len(chosen))
+        texts += stream.read(range(count))[0]
+        items += outputs.items(stream.name)[:count].tolist()
+    x = model.predict(texts, None, chosen[0].role, precision=precision).astype(np.float64)
+    y = outputs.values(items).astype(np.float64)
+    x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+    gram = x.T @ x
+    gram += RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram))
+    solved = np.linalg.solve(gram, x.T @ y)  # (H + 1, D)
+    layer = torch.nn.Linear(x.shape[1] - 1, y.shape[1])
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(solved[:-1].T))
+        layer.bias.copy_(torch.from_numpy(solved[-1]))
+    return layer.to(model.backbone.dtype)
+
+
+def _parameters(model: TextModel) -> dict[str, int]:
+    return {"after": sum(p.numel() for p in model.parameters())}
+
+
+def prune_report(folder: Path) -> dict[str, Any]:
+    """What was cut, and what it did before any training."""
+    report: dict[str, Any] = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    return report

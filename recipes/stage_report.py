@@ -1,0 +1,215 @@
+"""Stage ``report``: verdict, report.json, report.html and the model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..eval.data import Data
+from ..eval.hardware import environment
+from .contenders import Contender
+from .html import write_html
+from .model_card import write_model_card
+from .report import build_report, write_report
+from .schema import Recipe
+from .stage_evaluate import evaluation
+from .stage_export import export_facts
+from .stage_prune import prune_report
+from .store import Context, Folder, Stage
+
+CARD = "README.md"
+BASELINES = {"pruned": "as cut, before distillation", "labels": "same shape, trained on labels only"}
+SIDE_KEYS = ("parameters", "bytes", "flops_per_example")
+
+
+def report_stage(
+    recipe: Recipe,
+    folders: Mapping[str, Folder],
+    contenders: Sequence[Contender],
+    exports: Mapping[str, Folder],
+    *,
+    command: str,
+    smoke: bool,
+) -> Stage:
+    """Puts what the stages found together.
+
+    Args:
+        recipe: Resolved.
+        folders: Every stage but the exports, by name.
+        contenders: What was scored.
+        exports: The export stages by format.
+        command: What to type to get this report.
+        smoke: Whether it is not to be judged.
+    """
+    settings = {
+        "recipe": recipe.model_dump(mode="json"),
+        "command": command,
+        "smoke": smoke,
+    }
+
+    def work(context: Context) -> None:
+        found = evaluation(folders["evaluate"].path)
+        info = Data.open(folders["data"].path).info
+        stages = [*folders.values(), *exports.values()]
+        costs = {side: _side(found, side) for side in ("teacher", "student")}
+        report = build_report(
+            recipe=settings["recipe"],
+            command=command,
+            smoke=smoke,
+            quality=_quality(found, contenders),
+            teacher=costs["teacher"],
+            student=costs["student"],
+            measurements=found.get("measurements", []),
+            exports=[_export(fmt, folder, found) for fmt, folder in exports.items()],
+            stages=[_stage(folder) for folder in stages],
+            vocabulary=_vocabulary(folders["prune"].path, found),
+            data={key: info[key] for key in ("rows", "dropped", "source")},
+            environment=environment(),
+            differing=found["differing"],
+            notes=_notes(found, recipe),
+        )
+        write_report(report, context.out / "report.json")
+        write_html(report, report["differing"], context.out / "report.html")
+        card = context.out / "card"
+        card.mkdir(exist_ok=True)
+        write_model_card(card, report)
+
+    inputs = {**folders, **{f"export-{fmt}": folder for fmt, folder in exports.items()}}
+    return Stage("report", "stage_report", settings, inputs, work)
+
+
+def _student(found: Mapping[str, Any]) -> str:
+    return f"student-{found['seeds_used'][0]}"
+
+
+def _quality(found: Mapping[str, Any], contenders: Sequence[Contender]) -> Any:
+    metric, student = found["metric"], found["contenders"][_student(found)]
+    seeds, teacher = found["seeds"], found["values"]["teacher"]
+    base = found["models"].get("teacher", {}).get("flops_per_example")
+    baselines = []
+    for contender in contenders:
+        if contender.side not in BASELINES:
+            continue
+        entry = found["contenders"][contender.name]
+        spent = found["models"][contender.name].get("flops_per_example")
+        baselines.append(
+            {
+                "name": BASELINES[contender.side],
+                "value": entry["value"],
+                "retention": entry.get("retention"),
+                "retention_ci95": entry.get("retention_ci95"),
+                "flops_ratio": spent / base if spent and base else None,
+            }
+        )
+    students = [c for c in contenders if c.side == "student"]
+    return {
+        "metric": metric,
+        "teacher": found["teacher"],
+        "student": sum(found["contenders"][c.name]["value"] for c in students) / len(students),
+        "retention": seeds["retention"],
+        "retention_ci95": seeds["retention_ci95"],
+        "retention_std_seeds": seeds["std"],
+        "examples": seeds["examples"],
+        "agreement": student["agreement"],
+        "metrics": {
+            name: {"teacher": value, "student": found["values"]["student"].get(name)}
+            for name, value in teacher.items()
+        },
+        "baselines": baselines,
+        "seeds": [
+            {
+                "seed": c.seed,
+                "student": found["contenders"][c.name]["value"],
+                "retention": retention,
+            }
+            for c, retention in zip(students, seeds["each"], strict=True)
+        ],
+    }
+
+
+def _timing(
+    found: Mapping[str, Any], side: str, runtime: str, precision: str, scenario: str
+) -> dict[str, Any]:
+    """The one measurement of a side, or an empty one."""
+    for entry in found.get("measurements", []):
+        keys = (entry["side"], entry["runtime"], entry["precision"], entry["scenario"])
+        if keys == (side, runtime, precision, scenario):
+            return dict(entry)
+    return {}
+
+
+def _side(found: Mapping[str, Any], side: str) -> Any:
+    """What a model costs in PyTorch, fp32, one thread; figures not measured are None."""
+    name = side if side == "teacher" else _student(found)
+    model = found["models"].get(name, {})
+    single = _timing(found, side, "pytorch", "fp32", "single_stream")
+    offline = _timing(found, side, "pytorch", "fp32", "offline")
+    return {
+        **{key: model.get(key) for key in SIDE_KEYS},
+        "latency_ms_p50": single.get("p50"),
+        "latency_ms_p95": single.get("p95"),
+        "examples_per_s": offline.get("examples_per_s"),
+        "peak_memory_bytes": single.get("peak_memory_bytes"),
+    }
+
+
+def _export(fmt: str, folder: Folder, found: Mapping[str, Any]) -> Any:
+    facts = export_facts(folder.path)
+    entry = found["contenders"][f"export-{fmt}"]
+    timing = _timing(
+        found, "student", "onnxruntime", str(facts.get("precision", "")), "single_stream"
+    )
+    return {
+        "format": fmt,
+        "bytes": facts["bytes"],
+        "metric": entry["value"],
+        "retention": entry.get("retention"),
+        "retention_ci95": entry.get("retention_ci95"),
+        "flip_rate": entry["flip_rate"],
+        "latency_ms_p50": timing.get("p50"),
+    }
+
+
+def _stage(folder: Folder) -> Any:
+    record = folder.record
+    return {
+        "name": folder.name,
+        "seconds": record["seconds"],
+        "cached": folder.cached,
+        "peak_memory_bytes": record["peak_memory_bytes"],
+        "fingerprint": folder.fingerprint,
+        "world_size": record["world_size"],
+    }
+
+
+def _vocabulary(pruned: Path, found: Mapping[str, Any]) -> Any:
+    """What cutting the vocabulary changed, or None where it was not cut."""
+    cut, change = prune_report(pruned).get("vocabulary"), found.get("vocabulary")
+    if not cut or not change:
+        return None
+    return {
+        "kept": cut["kept"],
+        "of": cut["of"],
+        "training_identical": cut["training_identical"],
+        "test_identical_share": change["identical_share"],
+        "tokens_per_text_before": change["tokens_before"],
+        "tokens_per_text_after": change["tokens_after"],
+    }
+
+
+def _notes(found: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    notes = []
+    if not found["teacher"] > 0:
+        notes.append("The teacher's metric is 0 on these rows, so no share of it can be kept.")
+    busy = [entry["busy_before"] for entry in found.get("measurements", [])]
+    if busy and max(busy) > 0.2:
+        notes.append(
+            f"The machine was not idle when latency was measured ({max(busy):.0%} in use before)."
+        )
+    if recipe.task == "retrieval" and not recipe.symmetric:
+        notes.append(
+            "The student replaces the query encoder; texts stay as the teacher embedded them. "
+            "Cost is that of a query, without the search in the index."
+        )
+    return notes

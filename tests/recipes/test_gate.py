@@ -1,0 +1,129 @@
+"""A gate compares the lower end of the interval, and says what is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paredown.eval.errors import RecipeError, RunError
+from paredown.recipes.gate import gate, outcome_of, read_report
+from paredown.recipes.report import SCHEMA
+
+REPORT: dict[str, Any] = {
+    "schema": SCHEMA,
+    "smoke": False,
+    "verdict": "pass",
+    "reasons": ["kept"],
+    "quality": {"retention": 0.97, "retention_ci95": [0.955, 0.985], "examples": 2000},
+    "cost": {"ratio": {"flops": 0.19}},
+}
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Write:
+    def write(**changes: Any) -> Path:
+        (tmp_path / "report.json").write_text(json.dumps({**REPORT, **changes}), encoding="utf-8")
+        return tmp_path
+
+    return write
+
+
+def test_criteria_that_are_met(run: Write) -> None:
+    criteria = gate(run(), retain=0.95, compute=0.2)
+    assert [(c.name, c.met) for c in criteria] == [("retain", True), ("compute", True)]
+    assert "0.9550 is the lower end of the 95 % interval" in criteria[0].text
+    assert "0.1900 of the teacher's FLOPs" in criteria[1].text
+
+
+@pytest.mark.parametrize(
+    ("low", "flops", "met"),
+    [(0.95, 0.2, [True, True]), (0.9499, 0.2, [False, True]), (0.95, 0.2001, [True, False])],
+)
+def test_the_limits_themselves_are_met(
+    run: Write, low: float, flops: float, met: list[bool]
+) -> None:
+    quality = {**REPORT["quality"], "retention_ci95": [low, 0.99]}
+    folder = run(quality=quality, cost={"ratio": {"flops": flops}})
+    assert [c.met for c in gate(folder, retain=0.95, compute=0.2)] == met
+
+
+def test_one_criterion_is_enough_and_the_report_file_can_be_named(run: Write) -> None:
+    (criterion,) = gate(run() / "report.json", compute=0.1)
+    assert not criterion.met
+
+
+def test_too_few_rows_to_tell_says_how_many_would_do(run: Write) -> None:
+    (criterion,) = gate(run(), retain=0.96)
+    assert not criterion.met
+    # the interval reaches 0.015 below the figure, and 0.01 would do: (0.015 / 0.01)² times 2000
+    assert "undecided: about 4500 test rows would settle it" in criterion.text
+
+
+def test_a_figure_below_the_limit_is_not_called_undecided(run: Write) -> None:
+    (criterion,) = gate(run(), retain=0.98)
+    assert not criterion.met
+    assert "undecided" not in criterion.text
+
+
+def test_a_figure_on_the_limit_cannot_be_settled(run: Write) -> None:
+    (criterion,) = gate(run(), retain=0.97)
+    assert "no number of rows may settle it" in criterion.text
+
+
+def test_a_gate_without_criteria_is_refused(run: Write) -> None:
+    with pytest.raises(RecipeError, match="needs a criterion"):
+        gate(run())
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, 95, float("nan")])
+def test_a_criterion_is_a_share(run: Write, limit: float) -> None:
+    with pytest.raises(RecipeError, match="--retain is a share"):
+        gate(run(), retain=limit)
+
+
+def test_a_smoke_run_is_not_judged(run: Write) -> None:
+    with pytest.raises(RecipeError, match="smoke run"):
+        gate(run(smoke=True), retain=0.95)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"quality": {"retention": None, "retention_ci95": None, "examples": 0}},
+        {"quality": {}},
+        {"quality": {**REPORT["quality"], "retention_ci95": []}},
+    ],
+)
+def test_a_figure_that_was_not_measured_is_no_pass(run: Write, changes: dict[str, Any]) -> None:
+    with pytest.raises(RunError, match=r"no figure 'quality\.retention"):
+        gate(run(**changes), retain=0.5)
+
+
+def test_a_report_of_a_newer_version_is_refused(run: Write) -> None:
+    with pytest.raises(RunError, match=f"schema {SCHEMA + 1}.*newer"):
+        read_report(run(schema=SCHEMA + 1))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"schema": "1"}'])
+def test_a_damaged_report_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "report.json").write_text(content, encoding="utf-8")
+    with pytest.raises(RunError, match=r"damaged|not a paredown report"):
+        read_report(tmp_path)
+
+
+def test_a_missing_run_and_an_unfinished_one_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"There is no report.*Name a run's folder"):
+        read_report(tmp_path / "nothing")
+    (tmp_path / "recipe.yaml").touch()
+    with pytest.raises(RunError, match="not finished"):
+        read_report(tmp_path)
+
+
+def test_the_outcome_of_a_report(run: Write) -> None:
+    assert outcome_of(read_report(run())) == ("pass", ["kept"])

@@ -1,0 +1,228 @@
+"""What a recipe may say, and what its parts may not say against each other."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from paredown.eval.errors import RecipeError
+from paredown.recipes import schema
+from paredown.recipes.loading import load_recipe
+from paredown.recipes.resolving import resolve
+from paredown.recipes.schema import Recipe, json_schema
+
+Values = dict[str, Any]
+
+RETRIEVAL: Values = {
+    "name": "search",
+    "task": "retrieval",
+    "data": {"source": "python_docs"},
+    "teacher": {"model": "a/teacher"},
+    "prune": {"layers": 2},
+    "distill": {"losses": {"embedding_cosine": 1.0}},
+}
+CLASSIFICATION: Values = {
+    "name": "intent",
+    "task": "classification",
+    "data": {"files": {"train": "a.csv", "test": "b.csv"}},
+    "teacher": {"model": "a/teacher", "finetune": {}},
+    "prune": {"layers": 2},
+    "distill": {"losses": {"kl": 1.0}},
+}
+
+
+def changed(base: Values, path: str, value: Any) -> Values:
+    values = copy.deepcopy(base)
+    *sections, key = path.split(".")
+    inner = values
+    for section in sections:
+        if inner.get(section) is None:
+            inner[section] = {}
+        inner = inner[section]
+    inner[key] = value
+    return values
+
+
+def wrong(values: Values) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(values)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("values", [RETRIEVAL, CLASSIFICATION])
+def test_a_short_recipe_gets_every_default(values: Values) -> None:
+    recipe = Recipe.model_validate(values)
+    assert recipe.target.retain == 0.95
+    assert recipe.capture.precision == "auto"
+    assert recipe.evaluate.resamples == 10_000
+    assert recipe.distill is not None
+    assert recipe.distill.learning_rate == 3e-4
+
+
+def test_a_weight_and_a_mapping_with_weight_are_the_same_loss() -> None:
+    plain = Recipe.model_validate(changed(RETRIEVAL, "distill.losses", {"embedding_mse": 2}))
+    long = Recipe.model_validate(
+        changed(RETRIEVAL, "distill.losses", {"embedding_mse": {"weight": 2}})
+    )
+    assert plain == long
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    recipe = Recipe.model_validate(RETRIEVAL)
+    with pytest.raises(ValidationError):
+        recipe.seed = 1
+
+
+@pytest.mark.parametrize(
+    ("base", "path", "value", "message"),
+    [
+        (RETRIEVAL, "data", {}, "data: no rows"),
+        (RETRIEVAL, "data.files", {"train": "a", "test": "b"}, "both source and files"),
+        (RETRIEVAL, "data.revision", "main", "data.revision: only a hub data set"),
+        (RETRIEVAL, "data.columns", {"query": "q"}, "data.columns: python_docs has"),
+        (CLASSIFICATION, "data", {"source": "python_docs"}, "data.source: python_docs has pairs"),
+        (CLASSIFICATION, "data.files.collection", "c", "data.files.collection: only retrieval"),
+        (CLASSIFICATION, "symmetric", True, "symmetric: only retrieval has two sides"),
+        (CLASSIFICATION, "distill.texts", ["queries"], "distill.texts: only retrieval"),
+        (
+            RETRIEVAL,
+            "data",
+            {"files": {"train": "a", "test": "b", "queries": "q"}},
+            "data.files.queries: needs collection",
+        ),
+        (RETRIEVAL, "teacher", {}, "teacher: no model"),
+        (RETRIEVAL, "teacher.files", {"train": "x"}, "teacher.files: only for kind: recorded"),
+        (RETRIEVAL, "teacher", {"kind": "recorded"}, "needs files"),
+        (
+            RETRIEVAL,
+            "teacher",
+            {"kind": "recorded", "files": {"train": "x"}, "finetune": {}},
+            "teacher.finetune: a recorded teacher has no model",
+        ),
+        (
+            RETRIEVAL,
+            "teacher",
+            {"kind": "recorded", "files": {"train": "x"}},
+            "add student.model",
+        ),
+        (RETRIEVAL, "teacher.finetune", {}, "teacher.finetune: trains on class labels"),
+        (RETRIEVAL, "prune", {}, "prune: cuts nothing"),
+        (RETRIEVAL, "prune.layers", [0, 1, 0], "a layer is named twice"),
+        (RETRIEVAL, "prune.round_to", 8, "prune.round_to: rounds intermediate_size"),
+        (RETRIEVAL, "distill.losses", {}, "distill.losses: expected at least one entry"),
+        (RETRIEVAL, "distill.losses.embedding_cosine", 0, "greater than 0, got 0"),
+        (RETRIEVAL, "distill.losses.embedding_cosine", "big", "expected a weight"),
+        (RETRIEVAL, "distill.losses.embedding_cosine", {}, "this key is required"),
+        (RETRIEVAL, "seeds", 0, "seeds: expected a value greater than or equal to 1"),
+        (RETRIEVAL, "seed", True, "seed: expected a whole number, got true"),
+        (RETRIEVAL, "target.retain", 0, "target.retain: expected a value greater than 0"),
+        (RETRIEVAL, "target.compute", 1.01, "target.compute: expected a value less than"),
+        (RETRIEVAL, "target.retain", float("nan"), "target.retain: expected a finite number"),
+        (RETRIEVAL, "export", ["onnx", "onnx"], "export: onnx is named twice"),
+        (RETRIEVAL, "name", "../up", "name: expected a name of letters"),
+        (RETRIEVAL, "task", "retreival", "Did you mean 'retrieval'?"),
+        (RETRIEVAL, "capture.precision", "bf61", "Did you mean 'bf16'?"),
+        (RETRIEVAL, "distill", "yes", "distill: expected a mapping"),
+        (RETRIEVAL, "student", {}, "student.model: this key is required"),
+    ],
+)
+def test_a_recipe_that_contradicts_itself_is_refused(
+    base: Values, path: str, value: Any, message: str
+) -> None:
+    assert message in wrong(changed(base, path, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("distill.losses", {"kl": 1}, "distill.losses.kl: The loss 'kl' is not defined"),
+        ("distill.losses", {"embedding_cosin": 1}, "Did you mean 'embedding_cosine'?"),
+        (
+            "distill.losses",
+            {"similarity_kl": {"weight": 1, "temprature": 2}},
+            "distill.losses.similarity_kl.temprature: 'similarity_kl' has no such option. "
+            "Did you mean 'temperature'?",
+        ),
+        (
+            "distill.losses",
+            {"similarity_kl": {"weight": 1, "temperature": 0}},
+            "temperature: expected a number above 0, got 0",
+        ),
+        ("target.metric", "accuracy", "target.metric: Metric 'accuracy' judges class logits"),
+        ("target.metric", "mrr", "Did you mean 'mrr@10'?"),
+        ("evaluate.metrics", ["recall@5"], "evaluate.metrics: Unknown metric 'recall@5'"),
+        ("export", ["onx"], "export: unknown format 'onx'. Did you mean 'onnx'?"),
+        ("data", {"source": "a/b", "columns": {"qury": "q"}}, "Did you mean 'query'?"),
+        ("distill.arguments", {"weight_decai": 0}, "Did you mean 'weight_decay'?"),
+        ("distill.arguments", {"seed": 0}, "distill.arguments.seed"),
+    ],
+)
+def test_a_name_that_no_table_knows_is_refused(path: str, value: Any, message: str) -> None:
+    assert message in wrong(changed(RETRIEVAL, path, value))
+
+
+def test_a_plain_metric_name_is_left_to_the_hub_for_classes() -> None:
+    values = changed(CLASSIFICATION, "evaluate.metrics", ["matthews_correlation"])
+    assert load_recipe(values).evaluate.metrics == ["matthews_correlation"]
+    assert "Unknown metric" in wrong(changed(values, "evaluate.metrics", ["someone/metric"]))
+
+
+def test_without_training_there_is_nothing_to_vary() -> None:
+    values = {**RETRIEVAL, "distill": None, "seeds": 3, "evaluate": {"baselines": ["labels"]}}
+    message = wrong(values)
+    assert "seeds: only training varies" in message
+    assert "evaluate.baselines: a baseline is trained" in message
+
+
+def test_a_student_that_would_be_the_teacher_is_refused() -> None:
+    values = {key: RETRIEVAL[key] for key in ("name", "task", "data", "teacher")}
+    assert "the student would be the teacher" in wrong(values)
+
+
+def test_resolving_writes_out_what_depends_on_task_losses_and_machine() -> None:
+    losses = {"similarity_kl": 1.0, "hidden_mse": 1.0}
+    recipe = resolve(load_recipe(changed(RETRIEVAL, "distill.losses", losses)), device="cpu")
+    assert recipe.target.metric == "mrr@10"
+    assert recipe.distill is not None
+    assert recipe.distill.texts == ["queries", "collection"]
+    assert recipe.distill.precision in ("fp32", "bf16")
+    assert recipe.capture.precision == recipe.distill.precision
+    assert recipe.distill.losses["similarity_kl"].options["temperature"] > 0
+    assert recipe.distill.losses["hidden_mse"].options == {"layers": "uniform"}
+    assert resolve(recipe, device="cpu") == recipe
+
+
+def test_resolving_keeps_what_the_recipe_says() -> None:
+    values = changed(CLASSIFICATION, "distill.losses", {"kl": {"weight": 1, "temperature": 3.0}})
+    values = changed(changed(values, "distill.precision", "fp32"), "target.metric", "macro_f1")
+    recipe = resolve(load_recipe(values), device="cpu")
+    assert recipe.distill is not None
+    assert recipe.distill.losses["kl"].options == {"temperature": 3.0}
+    assert (recipe.distill.precision, recipe.target.metric) == ("fp32", "macro_f1")
+    assert recipe.distill.texts is None
+
+
+def sections() -> list[type[BaseModel]]:
+    found = [value for value in vars(schema).values() if isinstance(value, type)]
+    return [kind for kind in found if issubclass(kind, schema.Section | schema.Loss)]
+
+
+@pytest.mark.parametrize("section", sections(), ids=lambda kind: kind.__name__)
+def test_every_key_is_described(section: type[BaseModel]) -> None:
+    assert section.__doc__
+    for name, field in section.model_fields.items():
+        nested = field.is_required() or field.default_factory is not None
+        assert field.description or nested, name
+
+
+def test_the_json_schema_is_published_and_refuses_unknown_keys() -> None:
+    published = json_schema()
+    json.dumps(published)
+    assert published["additionalProperties"] is False
+    assert set(published["required"]) == {"name", "task", "data", "teacher"}
+    weights = published["$defs"]["Distill"]["properties"]["losses"]["additionalProperties"]
+    assert {"type": "number"} in weights["anyOf"]
