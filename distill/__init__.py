@@ -1,1 +1,1 @@
-
+"""What a teacher says, and how a student learns it."""

@@ -97,7 +97,9 @@ def distinct_items(model: TextModel, streams: Sequence[Stream]) -> Items:
     every = np.concatenate(keys) if keys else np.empty(0, dtype="V16")
     if not len(every):
         raise RunError("There are no rows to record a teacher on.")
-    _, first, inverse = np.unique(every, return_index=True, return_inverse=True)
+    found = np.unique(every, return_index=True, return_inverse=True)
+    first: NDArray[np.int64] = found[1]
+    inverse: NDArray[np.int64] = found[2]
     starts = np.cumsum([0] + [len(k) for k in keys])
     stream = np.searchsorted(starts, first, side="right") - 1
     row = first - starts[stream]
@@ -111,7 +113,7 @@ def distinct_items(model: TextModel, streams: Sequence[Stream]) -> Items:
             length[part] = [len(e["input_ids"]) for e in encoded]
     # np.unique's order is that of the hashes: the same for the same texts, whatever their order.
     order = length_order(length)
-    place = np.empty_like(order)
+    place: NDArray[np.int64] = np.empty_like(order)
     place[order] = np.arange(len(order))
     positions = place[inverse]
     of = {s.name: positions[starts[i] : starts[i + 1]] for i, s in enumerate(streams)}

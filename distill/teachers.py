@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,14 +46,15 @@ def recorded_values(
                 )
             out[i, number[str(row[kind])]] = 0.0
         return out
-    lengths = {len(row[kind]) if row[kind] is not None else 0 for row in rows}
+    answers = [_numbers(row[kind]) for row in rows]
+    lengths = {len(answer) for answer in answers}
     width = len(labels) if labels is not None else max(lengths, default=0)
     if lengths - {width} or not width:
         raise DataError(
             f"{where}: each row's {kind} must be {width or 'some'} numbers, "
             f"found rows of {sorted(lengths)}."
         )
-    out = np.asarray([row[kind] for row in rows], dtype=np.float32)
+    out = np.asarray(answers, dtype=np.float32)
     if not np.isfinite(out).all():
         raise DataError(f"{where}: {kind} has values that are not finite numbers.")
     if kind == "scores":
@@ -61,6 +62,18 @@ def recorded_values(
             raise DataError(f"{where}: scores are probabilities, but some are below 0.")
         out = np.log(np.maximum(out / out.sum(1, keepdims=True), SMALLEST))
     return out
+
+
+def _numbers(cell: Any) -> list[float]:
+    """A list of numbers, which a CSV file holds as text; anything else has none."""
+    if isinstance(cell, str):
+        try:
+            cell = json.loads(cell)
+        except json.JSONDecodeError:
+            return []
+    if not isinstance(cell, list) or not all(isinstance(x, int | float) for x in cell):
+        return []
+    return cell
 
 
 def recorded_kind(columns: Sequence[str], signal: str, where: str) -> str:
@@ -76,8 +89,3 @@ def recorded_kind(columns: Sequence[str], signal: str, where: str) -> str:
         f"{where}: a recorded teacher for {signal} needs a column {' or '.join(KINDS[signal])}; "
         f"the file has {', '.join(columns)}."
     )
-
-
-def file_name(path: str | Path) -> str:
-    """How a file is named in errors."""
-    return f"'{Path(path).name}'"

@@ -97,9 +97,7 @@ def layer_map(student_layers: int, teacher_layers: int, given: Any) -> dict[int,
         RecipeError: If a layer does not exist.
     """
     if given == "uniform":
-        return {
-            i: round(i * teacher_layers / student_layers) for i in range(1, student_layers + 1)
-        }
+        return {i: round(i * teacher_layers / student_layers) for i in range(1, student_layers + 1)}
     if given == "last":
         return {student_layers: teacher_layers}
     if not isinstance(given, Mapping):
@@ -145,16 +143,16 @@ class Distiller(nn.Module):
         return output, hidden, documents
 
 
-class DistillTrainer(Trainer):  # type: ignore[misc]
+class DistillTrainer(Trainer):
     """`transformers.Trainer` with a loss over recorded outputs and the task's own validation."""
 
     def __init__(
         self,
-        *args: Any,
+        model: Distiller,
+        arguments: TrainingArguments,
         terms: Sequence[WeightedLoss],
         rows: DistillRows,
         validate: Callable[[TextModel], dict[str, float]],
-        **kwargs: Any,
     ) -> None:
         self.terms = terms
         self.rows = rows
@@ -163,11 +161,11 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self._sums: dict[str, float] = {}
         self._counted = 0
         super().__init__(
-            *args,
+            model=model,
+            args=arguments,
             train_dataset=rows,
             eval_dataset=rows,  # asked for by the Trainer; `evaluate` below uses `validate`
             data_collator=rows.collate,
-            **kwargs,
         )
         self.add_callback(_SetEpoch(self))
         self.model_accepts_loss_kwargs = False
@@ -242,7 +240,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
 
-class _SetEpoch(TrainerCallback):  # type: ignore[misc]
+class _SetEpoch(TrainerCallback):
     """Tells the sampler its epoch: accelerate reaches it only through two of three wrappers."""
 
     def __init__(self, trainer: DistillTrainer) -> None:
@@ -253,7 +251,7 @@ class _SetEpoch(TrainerCallback):  # type: ignore[misc]
             self.trainer.sampler.set_epoch(int(state.epoch or 0))
 
 
-class _Report(TrainerCallback):  # type: ignore[misc]
+class _Report(TrainerCallback):
     """Hands steps done and steps in all to whoever shows the progress."""
 
     def __init__(self, progress: Callable[[int, int], None]) -> None:
@@ -421,12 +419,10 @@ def train(
     Raises:
         RunError: If the loss stops being a finite number.
     """
-    folder = Path(arguments.output_dir)
+    folder = Path(str(arguments.output_dir))
     torch.manual_seed(arguments.seed)  # the projections' weights
     distiller = Distiller(student, layers or {}, teacher_hidden)
-    trainer = DistillTrainer(
-        model=distiller, args=arguments, terms=terms, rows=rows, validate=validate
-    )
+    trainer = DistillTrainer(distiller, arguments, terms, rows, validate)
     if progress is not None:
         trainer.add_callback(_Report(progress))
     from transformers import PrinterCallback

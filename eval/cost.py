@@ -132,7 +132,7 @@ def count_flops(model: TextModel, row: Mapping[str, Sequence[int]] | Row) -> int
     from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
     def attention(q: Any, k: Any, v: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-        return int(sdpa_flop_count(q, k, v))
+        return int(sdpa_flop_count(q, k, v))  # type: ignore[no-untyped-call]
 
     # torch counts its GPU kernels of scaled-dot-product attention, not the CPU's.
     cpu_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -152,15 +152,16 @@ def count_flops(model: TextModel, row: Mapping[str, Sequence[int]] | Row) -> int
 @contextlib.contextmanager
 def _without_unused_pooler(model: TextModel) -> Iterator[None]:
     """Takes out the pooler that stock BERT computes although an embedding does not use it."""
-    pooler = getattr(model.backbone, "pooler", None) if model.signal == "embedding" else None
+    backbone: Any = model.backbone
+    pooler = getattr(backbone, "pooler", None) if model.signal == "embedding" else None
     if pooler is None:
         yield
         return
-    model.backbone.pooler = None
+    backbone.pooler = None
     try:
         yield
     finally:
-        model.backbone.pooler = pooler
+        backbone.pooler = pooler
 
 
 def weight_files(folder: Path) -> list[Path]:

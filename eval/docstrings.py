@@ -107,7 +107,7 @@ def _is_question(query: str) -> bool:
     words = _WORD.findall(query)
     return (
         len(words) >= MIN_QUERY_WORDS
-        and len(query.split()) <= MAX_QUERY_WORDS
+        and MIN_QUERY_WORDS <= len(query.split()) <= MAX_QUERY_WORDS
         and len(query) <= MAX_QUERY_CHARACTERS
         and not _SAYS_NOTHING.match(query)
         and sum(map(len, words)) >= 0.6 * len(query.replace(" ", ""))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import RunError
 
@@ -72,7 +72,7 @@ def _pooling(config: dict[str, Any]) -> Pooling:
             f"The checkpoint pools by {', '.join(chosen) or 'nothing'}; "
             f"paredown knows one of {', '.join(POOLINGS)}."
         )
-    return cast(Pooling, chosen[0])
+    return next(mode for mode in POOLINGS if mode == chosen[0])
 
 
 def _prompts(folder: Path) -> dict[str, str]:

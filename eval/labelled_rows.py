@@ -194,7 +194,8 @@ def _labels(
     trained = {row[0] for row in db.execute(f"SELECT DISTINCT label FROM keys WHERE {_TRAINED}")}
     known, where = trained, "training rows"
     if not seen.first.get("train"):
-        known, where = set(seen.first.get("validation", ())), "training or validation rows"
+        known = set(seen.first.get("validation", ()))
+        where = "training or validation rows" if "validation" in tables else where
     if not known:
         problems.add(
             DataError(

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -234,12 +234,12 @@ def no_loading_bar() -> Iterator[None]:
     from transformers.utils import logging
 
     enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if enabled:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -256,13 +256,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
             f"The checkpoint '{folder.name}' has no tokenizer (none of {', '.join(known)}); "
             "save one beside the model with tokenizer.save_pretrained(folder)."
         )
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), use_fast=True)
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), use_fast=True)
     if not tokenizer.is_fast:
         raise RunError(f"The checkpoint '{folder.name}' has no fast tokenizer (tokenizer.json).")
     # A tokenizer.json may carry truncation and padding of its own; ours are given at each call.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
-    return tokenizer  # type: ignore[no-any-return]
+    return cast("PreTrainedTokenizerFast", tokenizer)
 
 
 def context_length(config: Any) -> int:
@@ -333,7 +333,11 @@ def load_model(
         folder, pooled=pooled, context=context_length(backbone.config), max_length=max_length
     )
     model = TextModel(
-        backbone, tokenizer, task.signal, encoding, load_dense(dense).to(torch_dtype) if dense else None
+        backbone,
+        tokenizer,
+        task.signal,
+        encoding,
+        load_dense(dense).to(torch_dtype) if dense else None,
     )
     return model.eval()
 

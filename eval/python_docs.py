@@ -53,7 +53,7 @@ MAX_ANSWERS = 3
 _SKIPPED_FOLDERS = frozenset([
     "test", "tests", "testing", "_testing", "testdata", "testutils", "test_utils", "conftest",
     "benchmark", "benchmarks", "examples", "vendor", "vendored", "_vendor", "_vendored",
-    "third_party", "extern", "externals", "_external", "thirdparty", "site-packages",
+    "third_party", "extern", "externals", "_external", "site-packages",
     "dist-packages", "__pycache__", "idlelib", "lib2to3", "turtledemo", "ensurepip", "pydoc_data",
     "msilib", "torchgen", "functorch",
 ])  # fmt: skip

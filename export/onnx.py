@@ -7,6 +7,7 @@ export is compared with PyTorch before it counts.
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import re
@@ -132,17 +133,14 @@ def _trace(model: TextModel, *, quantize: bool) -> onnx_ir.Model:
     model.eval().requires_grad_(False)
     with into_log(logger):
         try:
-            from transformers.exporters import OnnxConfig, OnnxExporter
-
+            exporters: Any = importlib.import_module("transformers.exporters")
             quantizer = None
             if quantize:
-                from transformers.exporters import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
-
-                quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True))
-            config = OnnxConfig(dynamic=True, dynamic_shapes=dims, quantizer=quantizer)
-            graph: onnx_ir.Model = (
-                OnnxExporter().export(Graph().eval(), batch, config=config).program
-            )
+                int8 = exporters.OnnxRuntimeDynamicConfig(per_channel=True)
+                quantizer = exporters.OnnxRuntimeQuantizer(int8)
+            config = exporters.OnnxConfig(dynamic=True, dynamic_shapes=dims, quantizer=quantizer)
+            exported = exporters.OnnxExporter().export(Graph().eval(), batch, config=config)
+            graph: onnx_ir.Model = exported.program
         except Exception as error:  # torch.export, onnxscript and ONNX Runtime share no base
             first = (str(error).strip().splitlines() or [""])[0]
             raise RunError(
@@ -177,7 +175,8 @@ def _clean(graph: onnx_ir.Model, output: str) -> None:
             value.shape = onnx_ir.Shape([renamed(size) for size in value.shape])
         value.metadata_props.clear()
     graph.graph.outputs[0].name = output
-    for part in (graph, graph.graph, *nodes):
+    parts: list[Any] = [graph, graph.graph, *nodes]
+    for part in parts:
         part.metadata_props.clear()
         part.doc_string = None
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .eval.errors import DataError, PareError, RecipeError, RunError, TargetNotMet
     from .eval.metrics import Metric, register_metric
     from .eval.tasks import Column, Task, register_task
+    from .export.formats import Format, register_format
     from .recipes.api import check, list_recipes, report, run
     from .recipes.gate import gate
     from .recipes.schema import Recipe
@@ -33,6 +34,8 @@ _HOMES = {
     "register_metric": "eval.metrics",
     "Loss": "distill.losses",
     "register_loss": "distill.losses",
+    "Format": "export.formats",
+    "register_format": "export.formats",
     "PareError": "eval.errors",
     "RecipeError": "eval.errors",
     "DataError": "eval.errors",
@@ -43,6 +46,7 @@ _HOMES = {
 __all__ = [
     "Column",
     "DataError",
+    "Format",
     "Loss",
     "Metric",
     "PareError",
@@ -55,6 +59,7 @@ __all__ = [
     "check",
     "gate",
     "list_recipes",
+    "register_format",
     "register_loss",
     "register_metric",
     "register_task",

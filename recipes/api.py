@@ -30,12 +30,14 @@ def import_extensions(modules: Iterable[str]) -> None:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-                raise
-            raise RecipeError(
-                f"--import {module}: there is no such module. Name it as Python does "
-                "(my_package.my_module), installed or in the current folder."
-            ) from None
+            if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+                advice = (
+                    "there is no such module. Name it as Python does (my_package.my_module), "
+                    "installed or in the current folder."
+                )
+            else:
+                advice = f"it imports '{error.name}', which is not installed."
+            raise RecipeError(f"--import {module}: {advice}") from error
 
 
 def check(

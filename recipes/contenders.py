@@ -95,9 +95,9 @@ class TestRows:
         """
         if contender.recorded:
             values = given_values(
-                contender.path, self.texts, self.task.signal, self.data, "test"
+                contender.path, self.texts, self.pairs, self.task.signal, self.data.labels, "test"
             )
-            return np.asarray(values), None
+            return values, None
         if contender.fmt is not None and FORMATS[contender.fmt].loader is not None:
             return self._exported(contender, progress), None
         model = self.load(contender)

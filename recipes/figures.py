@@ -91,6 +91,12 @@ def share(value: Any, places: int = 1) -> str:
     return NOT_MEASURED if found is None else f"{100 * found:.{places}f} %"
 
 
+def points(value: Any) -> str:
+    """A difference of shares: 0.31 percentage points."""
+    found = number(value)
+    return NOT_MEASURED if found is None else f"{100 * found:.2f} percentage points"
+
+
 def span(ends: Any) -> str:
     """The two ends of an interval of ratios: 97.1 to 99.9 %."""
     pair = ends if isinstance(ends, Sequence) and len(ends) == 2 else (None, None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..eval.errors import RecipeError, RunError
-from .report import SCHEMA
+from .report_schema import SCHEMA
 
 
 class Criterion(NamedTuple):

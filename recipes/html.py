@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from ..eval.tasks import TASKS
 from . import figures, plot
 from .report import COST_ROWS, OUTCOMES, headline
 
@@ -25,7 +26,11 @@ _LONGEST_TEXT = 700
 
 _MARKS = {"pass": "✓", "fail": "✕", "undecided": "?"}
 
-_SCENARIOS = {"single_stream": "one row after the other", "offline": "batches"}
+_EXPORT = ("bytes", "metric", "retention", "flip_rate", "latency_ms_p50")
+
+_SCENARIOS = {"single_stream": "one by one", "offline": "in batches"}
+
+_RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
 
 
 def write_html(
@@ -61,6 +66,7 @@ def page(report: Mapping[str, Any], differing: Sequence[Mapping[str, Any]]) -> s
         size=figures.size,
         share=figures.share,
         span=figures.span,
+        points=figures.points,
         whole=figures.whole,
         digits=figures.digits,
         quality=figures.quality,
@@ -71,19 +77,22 @@ def page(report: Mapping[str, Any], differing: Sequence[Mapping[str, Any]]) -> s
     )
     text = environment.from_string(source).render(
         report=report,
+        signal=TASKS[report["task"]].signal if report["task"] in TASKS else None,
         style_hash=digest,
         outcome="smoke" if report["smoke"] else report["verdict"],
         word="Smoke run, not judged" if report["smoke"] else OUTCOMES[report["verdict"]],
-        mark="–" if report["smoke"] else _MARKS[report["verdict"]],
+        mark="·" if report["smoke"] else _MARKS[report["verdict"]],
         headline=_unbroken(headline(report)),
+        reasons=[_unbroken(reason) for reason in report["reasons"]],
         interval=Markup(_interval(report)),
         plot=Markup(_plot(report)),
         tiles=_tiles(report),
         metrics=_metrics(report["quality"]),
         costs=_costs(report["cost"]),
-        exports=report["exports"],
+        exports=[{**dict.fromkeys(_EXPORT), **export} for export in report["exports"]],
         measurements=_measurements(report["measurements"]),
         stages=_stages(report["stages"]),
+        splits=report["data"].get("rows") or {},
         dropped=_dropped(report["data"].get("dropped") or {}),
         source=_flat(report["data"].get("source")),
         environment=_flat(report["environment"]),
@@ -97,8 +106,9 @@ def page(report: Mapping[str, Any], differing: Sequence[Mapping[str, Any]]) -> s
 
 
 def _unbroken(text: str) -> str:
-    """Keeps numbers and their units on one line."""
-    return re.sub(r"(?<=\d) (?=[%A-Za-z])", "\N{NO-BREAK SPACE}", text)
+    """Keeps numbers and their units on one line, and sets typographic apostrophes."""
+    apostrophes = text.replace("'", "\N{RIGHT SINGLE QUOTATION MARK}")
+    return re.sub(r"(?<=\d) (?=[%kMGTms])", "\N{NO-BREAK SPACE}", apostrophes)
 
 
 def visible(text: Any) -> str:
@@ -153,12 +163,23 @@ def _points(report: Mapping[str, Any]) -> list[plot.Point]:
             points.append(point)
 
     add("student", "student", compute, quality["retention"], quality["retention_ci95"])
-    for export in report["exports"]:
-        add(export["format"], "export", compute, export.get("retention"), None)
+    for name, kept in _together(report["exports"]):
+        add(name, "export", compute, kept, None)
     for baseline in quality["baselines"]:
         spent = baseline.get("flops_ratio")
         add(baseline["name"], "baseline", spent, baseline["retention"], None)
     return points
+
+
+def _together(exports: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
+    """Names of exports that keep the same, to a tenth of a percent, and what they keep."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for export in exports:
+        groups.setdefault(figures.share(export.get("retention")), []).append(export)
+    return [
+        (", ".join(str(export["format"]) for export in group), group[0].get("retention"))
+        for group in groups.values()
+    ]
 
 
 def _tiles(report: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -167,8 +188,9 @@ def _tiles(report: Mapping[str, Any]) -> list[dict[str, str]]:
     metric = figures.metric_name(quality["metric"])
 
     def tile(name: str, value: str, note: str, missing: bool) -> dict[str, str]:
-        value = figures.NOT_MEASURED if missing else _unbroken(value)
-        return {"name": name, "value": value, "note": _unbroken(note)}
+        if missing:
+            return {"name": name, "value": figures.NOT_MEASURED, "note": ""}
+        return {"name": name, "value": _unbroken(value), "note": _unbroken(note)}
 
     def change(key: str, shown: Any) -> str:
         return f"{shown(student[key])}, teacher {shown(teacher[key])}"
@@ -241,6 +263,7 @@ def _measurements(measurements: Sequence[Mapping[str, Any]]) -> list[dict[str, A
         row: dict[str, Any] = {key: found.get(key) for key in keys}
         row |= {key: found.get(key, "") for key in ("side", "runtime", "precision")}
         row |= {key: found.get(key, "") for key in ("threads", "batch")}
+        row["runtime"] = _RUNTIMES.get(row["runtime"], row["runtime"])
         row["peak"] = found.get("peak_memory_bytes")
         rows.append(row | {"scenario": _SCENARIOS.get(scenario, scenario)})
     return rows

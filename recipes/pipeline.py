@@ -143,9 +143,7 @@ class _Run:
             inputs[contender.name] = folder
             timed += [contender] if contender.fmt != "sentence-transformers" else []
             contenders += [contender] if contender.side == "export" else []
-        evaluated = ensure(
-            evaluate_stage(recipe, inputs, contenders, timed, smoke=self.smoke)
-        )
+        evaluated = ensure(evaluate_stage(recipe, inputs, contenders, timed, smoke=self.smoke))
         self._check_flips(evaluated)
         made["evaluate"] = evaluated
         return ensure(

@@ -17,7 +17,7 @@ from . import figures
 
 Kind = Literal["teacher", "student", "export", "baseline"]
 
-_HEIGHT = 380
+_HEIGHT = 392
 _TOP = 18
 _BOTTOM = 340
 _LABEL_GAP = 17
@@ -125,9 +125,8 @@ def _target_area(scale: _Scale, retain: float, compute: float) -> str:
         f'<line class="goal" x1="{x:.2f}%" x2="{x:.2f}%" y1="{_TOP - 8}" y2="{_BOTTOM}"/>'
         f'<text class="goal-text" x="100%" y="{y + 15:.1f}" text-anchor="end">'
         f"keep {figures.share(retain, 0)}</text>"
-        f'<svg x="{x:.2f}%" y="{_BOTTOM - 8}" overflow="visible">'
-        f'<text class="goal-text" x="-6" text-anchor="end">spend at most '
-        f"{figures.share(compute, 0)}</text></svg>"
+        f'<text class="goal-text" x="{x:.2f}%" y="{_BOTTOM + 38}" text-anchor="middle">'
+        f"spend {figures.share(compute, 0)}</text>"
     )
 
 
@@ -229,7 +228,8 @@ def interval_bar(value: float, low: float, high: float, retain: float) -> str:
     # The nearer of the two captions is written below, so that they never meet.
     crowded = abs(1.0 - retain) / width < 0.3
     return (
-        f'<svg class="interval" width="100%" height="86" role="img" aria-label="{said}">'
+        f'<svg class="interval" width="100%" height="{84 if crowded else 64}" role="img" '
+        f'aria-label="{said}">'
         f"<title>{said}</title>"
         '<line class="axis" x1="0" x2="100%" y1="42" y2="42"/>'
         f'<line class="goal" x1="{x(retain)}" x2="{x(retain)}" y1="22" y2="62"/>'

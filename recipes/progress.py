@@ -77,7 +77,7 @@ class Bar:
         self._said = time.monotonic()
 
     def update(self, done: int, total: int, what: str = "") -> None:
-        """Says that ``done`` of ``total`` are finished; ``what`` names the step within the stage."""
+        """Says that ``done`` of ``total`` are finished; ``what`` names the step it is at."""
         now = time.monotonic()
         if self._started is None or done < self._started[1]:
             self._started = (now, done)

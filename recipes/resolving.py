@@ -86,15 +86,13 @@ def _metrics(recipe: Recipe, task: Task) -> Iterator[Problem]:
 def _formats(recipe: Recipe, task: Task) -> Iterator[Problem]:
     if not recipe.export:
         return
-    from ..export import FORMATS
+    from ..export import get_format
 
     for name in recipe.export:
-        if name not in FORMATS:
-            yield Problem(
-                ("export",),
-                f"unknown format '{name}'.{nearest(name, FORMATS)} "
-                f"Known formats: {', '.join(sorted(FORMATS))}.",
-            )
+        try:
+            get_format(name, task)
+        except RecipeError as error:
+            yield Problem(("export",), str(error))
 
 
 def _arguments(recipe: Recipe) -> Iterator[Problem]:

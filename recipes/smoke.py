@@ -143,7 +143,8 @@ def _write_model(architecture: str, folder: Path, layers: int, hidden: int) -> N
     config = transformers.AutoConfig.for_model(architecture, **sizes)
     with torch.random.fork_rng(), no_loading_bar():
         torch.manual_seed(0)
-        transformers.AutoModel.from_config(config).save_pretrained(str(folder))
+        model: Any = transformers.AutoModel
+        model.from_config(config).save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
 
 
@@ -176,14 +177,16 @@ def _tokenizer(architecture: str) -> Any:
             vocab_size=300, special_tokens=specials, show_progress=False
         )
         backend.train_from_iterator(texts, trainer)
-        ids = {name: backend.token_to_id(name) for name in specials}
+        # The trainer gives the specials the first ids, in order.
+        ids = {name: i for i, name in enumerate(specials)}
         backend.post_processor = processors.BertProcessing(
             ("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"])
         )
         names = dict(zip(("pad", "unk", "cls", "sep", "mask"), specials, strict=True))
     inputs = ["input_ids", "attention_mask"]
     inputs += ["token_type_ids"] if architecture == "bert" else []
-    return PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast
+    return make(
         tokenizer_object=backend,
         model_input_names=inputs,
         model_max_length=128,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from ..distill.capture import capture, record_given
@@ -17,6 +17,7 @@ from ..eval.checkpoints import find_checkpoint, sha256
 from ..eval.data import Data
 from ..eval.errors import RecipeError
 from ..eval.models import load_model
+from ..eval.problems import Problems
 from ..eval.splits import text_key
 from ..eval.tables import open_table
 from ..eval.tasks import get_task
@@ -24,6 +25,10 @@ from .schema import Recipe
 from .stage_teacher import model_options, teacher_checkpoint, teacher_record
 from .store import Context, Folder, Stage
 from .task_rows import streams
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 def layer_count(config: dict[str, Any]) -> int:
@@ -93,7 +98,8 @@ def capture_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stage:
             progress=context.bar.update,
         )
         if outputs is not None:
-            context.facts |= {k: outputs.manifest[k] for k in ("items", "tokens", "bytes_per_item")}
+            kept = ("items", "tokens", "bytes_per_item")
+            context.facts.update({k: outputs.manifest[k] for k in kept})
 
     settings = {**recipe.capture.model_dump(), "task": task.name, "hidden_layers": layers}
     inputs = {"data": data, "teacher": teacher}
@@ -107,32 +113,46 @@ def _record_given(context: Context, data: Data, recipe: Recipe, belongs: dict[st
     values = {}
     for name, stream in streams(data, task).items():
         split = name.split(".")[0]
-        if split not in files:
-            continue
-        values[name] = given_values(Path(files[split]), stream.texts[:], task.signal, data, split)
+        # Validation rows are often a part of the training rows that was set aside.
+        path = files.get(split) or (files["train"] if split == "validation" else None)
+        if path is None:
+            raise RecipeError(f"A recorded teacher for {task.name} needs teacher.files.{split}.")
+        texts, pairs = stream.read(range(len(stream.texts)))
+        values[name] = given_values(Path(path), texts, pairs, task.signal, data.labels, split)
     record_given(values, context.out, signal=task.signal, identity=belongs)
 
 
-def given_values(path: Path, texts: list[str], signal: str, data: Data, split: str) -> Any:
+def given_values(
+    path: Path,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    signal: str,
+    labels: Sequence[str] | None,
+    split: str,
+) -> NDArray[np.float32]:
     """The recorded answers for some texts, in their order, (n, W) float32.
 
     Raises:
-        RecipeError: If a text has no answer on file.
+        RecipeError: If a column is missing, or a text has no answer on file.
+        DataError: If an answer is not what its column says.
     """
     table = open_table(path, f"teacher.files.{split}")
-    where = f"teacher.files.{split} ({path.name})"
-    kind = recorded_kind(table.columns, signal, where)
+    kind = recorded_kind(table.columns, signal, table.name)
     column = next((n for n in ("text", "query") if n in table.columns), None)
     if column is None:
-        raise RecipeError(f"{where}: no column 'text' or 'query' to match the rows by.")
+        raise RecipeError(f"{table.name}: no column 'text' or 'query' to match the rows by.")
+    wanted = [column, kind] + ["text_pair"] * (pairs is not None)
+    problems = Problems()
     answers = {}
-    for row in table.rows():
-        answers[text_key(str(row[column]))] = row[kind]
-    lacking = [text for text in texts if text_key(text) not in answers]
-    if lacking:
-        raise RecipeError(
-            f"{where}: {len(lacking)} of {len(texts)} rows have no recorded answer, such as "
-            f"'{lacking[0][:60]}'."
-        )
-    rows = [{kind: answers[text_key(text)]} for text in texts]
-    return np.asarray(recorded_values(rows, kind, data.labels, where))
+    for _, (text, answer, *pair) in table.read(
+        wanted, lambda place, what: problems.add_row(table.name, f"{table.unit} {place}", what)
+    ):
+        answers[tuple(text_key(str(part)) for part in (text, *pair))] = answer
+    problems.raise_if_any()
+    rows = []
+    for i, text in enumerate(texts):
+        key = (text_key(text),) if pairs is None else (text_key(text), text_key(pairs[i]))
+        if key not in answers:
+            raise RecipeError(f"{table.name}: no recorded answer for the row '{text[:80]}'.")
+        rows.append({kind: answers[key]})
+    return recorded_values(rows, kind, labels, table.name)

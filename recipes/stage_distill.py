@@ -137,11 +137,11 @@ def _train(
         history = json.dumps(trained.history, indent=1)
         (context.out / "history.json").write_text(history, encoding="utf-8")
         shutil.rmtree(scratch)
-        context.facts |= {
-            "steps": trained.steps,
-            "best_validation": trained.best_metric,
-            "resumed_from": trained.resumed_from,
-        }
+        context.facts.update(
+            steps=trained.steps,
+            best_validation=trained.best_metric,
+            resumed_from=trained.resumed_from,
+        )
 
 
 def _rows(

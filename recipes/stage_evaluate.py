@@ -62,7 +62,9 @@ def evaluate_stage(
     }
 
     def work(context: Context) -> None:
-        rows = TestRows(get_task(recipe.task), Data.open(context.inputs["data"]), settings["options"])
+        rows = TestRows(
+            get_task(recipe.task), Data.open(context.inputs["data"]), settings["options"]
+        )
         outputs = TeacherOutputs(context.inputs["capture"])
         scores = _score(rows, contenders, outputs, context)
         found = _quality(recipe, contenders, scores)
@@ -137,7 +139,9 @@ def _quality(
             entry |= _interval(paired_bootstrap(metric, statistics, base, **options))
         found["contenders"][contender.name] = entry
     if found["teacher"] > 0:
-        seeds = over_seeds(metric, [scores[c.name].statistics[metric] for c in students], base, **options)
+        seeds = over_seeds(
+            metric, [scores[c.name].statistics[metric] for c in students], base, **options
+        )
         found["seeds"] = {**_interval(seeds.retention), "each": seeds.each, "std": seeds.std}
     else:
         found["seeds"] = {
@@ -204,7 +208,9 @@ def _differing(
     teacher = scores["teacher"]
     student = scores[next(c for c in contenders if c.side == "student").name]
     where = np.flatnonzero(teacher.decisions != student.decisions)
-    chosen = where[np.unique(np.linspace(0, len(where) - 1, SHOWN).astype(int))] if len(where) else []
+    chosen = (
+        where[np.unique(np.linspace(0, len(where) - 1, SHOWN).astype(int))] if len(where) else []
+    )
     split = rows.data.split("test")
 
     def name(decision: int) -> str:
@@ -260,7 +266,7 @@ def _keep(out: Path, scores: dict[str, Scores]) -> None:
     """Keeps every row's decision and statistics, so that any figure can be made again."""
     from scipy import sparse
 
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name, score in scores.items():
         arrays[f"{name}.decisions"] = score.decisions
         for metric, rows in score.statistics.items():

@@ -14,7 +14,7 @@ from ..distill.outputs import TeacherOutputs
 from ..eval.checkpoints import find_checkpoint, save_model
 from ..eval.data import Data
 from ..eval.models import TextModel, load_model
-from ..eval.tasks import Task, get_task
+from ..eval.tasks import get_task
 from ..prune import prune_model
 from .schema import Recipe
 from .stage_teacher import CHECKPOINT, identity, model_options, teacher_checkpoint
@@ -104,12 +104,13 @@ def _sample(chosen: list[Stream], rows: int, seed: int) -> list[tuple[str, str |
         count = min(len(stream.texts), round(rows * len(stream.texts) / total))
         picked = np.sort(draw.choice(len(stream.texts), count, replace=False)).tolist()
         texts, pairs = stream.read(picked)
-        sample += [(t, p, stream.role) for t, p in zip(texts, pairs or [None] * count, strict=True)]
+        for i, text in enumerate(texts):
+            sample.append((text, None if pairs is None else pairs[i], stream.role))
     return sample
 
 
 def _every(found: dict[str, Stream]) -> Iterator[str]:
-    """All training texts, and the collection: whatever the student may be asked to write or find."""
+    """All training texts, and the collection."""
     for name, stream in found.items():
         if name.startswith("validation"):
             continue

@@ -19,7 +19,10 @@ from .stage_prune import prune_report
 from .store import Context, Folder, Stage
 
 CARD = "README.md"
-BASELINES = {"pruned": "as cut, before distillation", "labels": "same shape, trained on labels only"}
+BASELINES = {
+    "pruned": "as cut, before distillation",
+    "labels": "same shape, trained on labels only",
+}
 SIDE_KEYS = ("parameters", "bytes", "flops_per_example")
 
 
@@ -42,7 +45,7 @@ def report_stage(
         command: What to type to get this report.
         smoke: Whether it is not to be judged.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
         "command": command,
         "smoke": smoke,
@@ -64,7 +67,11 @@ def report_stage(
             exports=[_export(fmt, folder, found) for fmt, folder in exports.items()],
             stages=[_stage(folder) for folder in stages],
             vocabulary=_vocabulary(folders["prune"].path, found),
-            data={key: info[key] for key in ("rows", "dropped", "source")},
+            data={
+                "rows": info["rows"],
+                "dropped": info["dropped"],
+                "source": info["source"],
+            },
             environment=environment(),
             differing=found["differing"],
             notes=_notes(found, recipe),

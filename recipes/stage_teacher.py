@@ -102,7 +102,7 @@ def teacher_checkpoint(folder: Path) -> Path | None:
     record = teacher_record(folder)
     if record["kind"] == "recorded":
         return None
-    path = folder / record["path"]
+    path = folder / str(record["path"])
     if not path.exists():
         raise RunError(
             f"The teacher's checkpoint '{path}' is gone; delete '{folder}' and run again."
@@ -128,8 +128,8 @@ def finetune(context: Context, found: Path, recipe: Recipe, settings: Finetune) 
     task = get_task(recipe.task)
     if task.signal != "class_logits":
         raise RecipeError(
-            f"teacher.finetune trains on class labels; a teacher for {task.name} is taken as it is. "
-            "Leave it out."
+            f"teacher.finetune trains on class labels; a teacher for {task.name} is taken as it "
+            "is. Leave it out."
         )
     import numpy as np
     import torch

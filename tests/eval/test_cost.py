@@ -48,12 +48,12 @@ def config_of(kind: str, layers: int, heads: int, intermediate: int, classes: in
 def tiny(config: Any, signal: Signal, dense: int | None = None, pooling: Any = "mean") -> TextModel:
     """A random model of that config with a tokenizer of single words."""
     words = {"[UNK]": 0, "[PAD]": 1, "a": 2}
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=Tokenizer(WordLevel(words, unk_token="[UNK]")),
         pad_token="[PAD]",
         unk_token="[UNK]",
     )
-    auto = AutoModel if signal == "embedding" else AutoModelForSequenceClassification
+    auto: Any = AutoModel if signal == "embedding" else AutoModelForSequenceClassification
     layer = torch.nn.Linear(config.hidden_size, dense) if dense else None
     encoding = Encoding(48, pooling if signal == "embedding" else None, True)
     return TextModel(auto.from_config(config), tokenizer, signal, encoding, layer).eval()

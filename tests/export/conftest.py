@@ -1,4 +1,4 @@
-"""Tiny checkpoints of three architectures, and their exports, made once a session."""
+"""Exports of tiny checkpoints of three architectures, made once a session."""
 
 from __future__ import annotations
 
@@ -8,117 +8,23 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import (
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForSequenceClassification,
-    PreTrainedTokenizerFast,
-)
 
 from paredown.eval.checkpoints import save_model
-from paredown.eval.encoding import Encoding
 from paredown.eval.models import TextModel
-from paredown.eval.tasks import Task, get_task
+from paredown.eval.tasks import get_task
 from paredown.export import export_model
 
-LABELS = ["open_account", "close account", "größe"]
-TEXTS = [
-    "how do I open a file for reading and writing?",
-    "sort a list of dictionaries by the value of a key",
-    "Größe des Kontos, café, 你好, 🙂",
-    "the bank closed my account: why, and how do I open another one?",
-    "x",
-    "  leading and trailing spaces  ",
-]
+from ..conftest import LABELS, TEXTS
 
-
-def word_piece() -> PreTrainedTokenizerFast:
-    """BERT's kind of tokenizer, trained on a few sentences."""
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.train_from_iterator(
-        TEXTS * 3, trainers.WordPieceTrainer(vocab_size=200, special_tokens=specials)
-    )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    tokenizer.decoder = decoders.WordPiece()
-    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token"), specials, strict=False))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", **names)
-
-
-def byte_pairs() -> PreTrainedTokenizerFast:
-    """RoBERTa's kind of tokenizer: bytes, padding id 1, no segments."""
-    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        TEXTS * 3,
-        trainers.BpeTrainer(vocab_size=330, special_tokens=specials, initial_alphabet=alphabet),
-    )
-    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        cls_token="<s>",
-        pad_token="<pad>",
-        sep_token="</s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        mask_token="<mask>",
-        model_input_names=["input_ids", "attention_mask"],
-    )
-
-
-def tiny_model(
-    kind: str, task: Task, *, dense: int | None = None, pooling: Any = "mean"
-) -> TextModel:
-    """A random model whose outputs react: weights of std 0.25."""
-    torch.manual_seed(0)
-    tokenizer = byte_pairs() if kind == "roberta" else word_piece()
-    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    sizes |= {"intermediate_size": 48, "max_position_embeddings": 66}
-    if kind == "distilbert":
-        sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}
-        sizes |= {"max_position_embeddings": 64}
-    config = AutoConfig.for_model(
-        kind,
-        vocab_size=len(tokenizer),
-        initializer_range=0.25,
-        pad_token_id=tokenizer.pad_token_id,
-        id2label=dict(enumerate(LABELS)),
-        label2id={name: i for i, name in enumerate(LABELS)},
-        **sizes,
-    )
-    if task.signal == "class_logits":
-        backbone = AutoModelForSequenceClassification.from_config(config)
-        return TextModel(backbone, tokenizer, task.signal, Encoding(24)).eval()
-    encoding = Encoding(24, pooling, True, {"query": "find: "})
-    layer = torch.nn.Linear(32, dense) if dense else None
-    backbone = AutoModel.from_config(config)
-    return TextModel(backbone, tokenizer, task.signal, encoding, layer).eval()
-
+__all__ = ["LABELS", "TEXTS", "Exported"]
 
 Exported = Callable[[str, str, str], tuple[Path, Path, dict[str, Any]]]
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def exported(
+    tiny_model: Callable[..., TextModel], tmp_path_factory: pytest.TempPathFactory
+) -> Exported:
     """Gives (checkpoint, export, facts) of an architecture, a task and a format, each made once."""
     made: dict[tuple[str, str, str], tuple[Path, Path, dict[str, Any]]] = {}
     checkpoints: dict[tuple[str, str], Path] = {}
@@ -128,7 +34,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
             folder = tmp_path_factory.mktemp(f"{kind}-{task}") / "checkpoint"
             dense = 12 if kind == "roberta" and task == "retrieval" else None
             pooling = {"bert": "mean", "roberta": "cls", "distilbert": "max"}[kind]
-            save_model(tiny_model(kind, get_task(task), dense=dense, pooling=pooling), folder)
+            model = tiny_model(kind, get_task(task), dense=dense, pooling=pooling)
+            with torch.no_grad():  # new models have biases at 0 and norms at 1, which test nothing
+                for parameter in model.backbone.parameters():
+                    if parameter.ndim == 1:
+                        parameter.add_(torch.randn_like(parameter) * 0.2)
+            save_model(model, folder)
             checkpoints[kind, task] = folder
         key = (kind, task, fmt)
         if key not in made:

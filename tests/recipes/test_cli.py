@@ -18,7 +18,7 @@ import paredown
 from paredown.eval.errors import RunError
 from paredown.recipes import cli, doctor
 from paredown.recipes.loading import packaged_recipes
-from paredown.recipes.report import SCHEMA
+from paredown.recipes.report_schema import SCHEMA
 
 HEAVY = ("torch", "transformers", "datasets", "pyarrow", "numpy", "pydantic", "scipy")
 
@@ -249,6 +249,16 @@ def test_a_module_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--import no_such_module.at_all: there is no such module" in capsys.readouterr().err
 
 
+def test_a_module_that_lacks_one_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "needy.py").write_text("import no_such_dependency\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert cli.main(["check", "search_query", "--import", "needy"]) == 2
+    assert "it imports 'no_such_dependency', which is not installed" in capsys.readouterr().err
+
+
 # Recipes
 
 
@@ -346,7 +356,7 @@ def test_python_runs_a_recipe(pipeline: Pipeline) -> None:
 
 def test_python_checks_a_recipe_and_names_the_wrong_key() -> None:
     assert paredown.check("search_query", seed=4).seed == 4
-    with pytest.raises(paredown.RecipeError, match="sead: unknown key. Did you mean 'seed'"):
+    with pytest.raises(paredown.RecipeError, match=r"sead: unknown key\. Did you mean 'seed'"):
         paredown.check("search_query", sead=4)
 
 

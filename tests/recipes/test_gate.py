@@ -11,7 +11,7 @@ import pytest
 
 from paredown.eval.errors import RecipeError, RunError
 from paredown.recipes.gate import gate, outcome_of, read_report
-from paredown.recipes.report import SCHEMA
+from paredown.recipes.report_schema import SCHEMA
 
 REPORT: dict[str, Any] = {
     "schema": SCHEMA,

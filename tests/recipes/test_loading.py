@@ -165,14 +165,15 @@ seeds: 0
     )
     message = wrong(path, ["target.retane=0.9", "seed=x"])
     for expected in (
-        f"{path} has 10 problems:",
+        f"{path} has 11 problems:",
         "line 3: data.revision: only a hub data set has one",
         "line 5: teacher.modle: unknown key. Did you mean 'model'?",
         "line 7: prune.layers: expected a whole number or a list, got 'two'.",
         "line 9: distill.epochs: expected a whole number, got 2.5.",
         "line 11: distill.losses.embedding_cosine: expected a value greater than 0, got 0.",
         "line 14: distill.losses.similarity_kl.temprature: 'similarity_kl' has no such option.",
-        "line 15: export: unknown format 'onx'. Did you mean 'onnx'?",
+        "line 15: export: Unknown format 'onx'. Did you mean 'onnx'?",
+        "line 18: seeds: expected a value greater than or equal to 1, got 0.",
         "line 18: seeds: this key already stands on line 17",
         "override target.retane=0.9: target.retane: unknown key. Did you mean 'retain'?",
         "override seed=x: seed: expected a whole number, got 'x'.",

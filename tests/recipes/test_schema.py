@@ -155,7 +155,8 @@ def test_a_recipe_that_contradicts_itself_is_refused(
         ("target.metric", "accuracy", "target.metric: Metric 'accuracy' judges class logits"),
         ("target.metric", "mrr", "Did you mean 'mrr@10'?"),
         ("evaluate.metrics", ["recall@5"], "evaluate.metrics: Unknown metric 'recall@5'"),
-        ("export", ["onx"], "export: unknown format 'onx'. Did you mean 'onnx'?"),
+        ("export", ["onx"], "export: Unknown format 'onx'. Did you mean 'onnx'?"),
+        ("export", ["onnx-int4"], "Known formats: onnx, onnx-int8, sentence-transformers"),
         ("data", {"source": "a/b", "columns": {"qury": "q"}}, "Did you mean 'query'?"),
         ("distill.arguments", {"weight_decai": 0}, "Did you mean 'weight_decay'?"),
         ("distill.arguments", {"seed": 0}, "distill.arguments.seed"),
@@ -169,6 +170,11 @@ def test_a_plain_metric_name_is_left_to_the_hub_for_classes() -> None:
     values = changed(CLASSIFICATION, "evaluate.metrics", ["matthews_correlation"])
     assert load_recipe(values).evaluate.metrics == ["matthews_correlation"]
     assert "Unknown metric" in wrong(changed(values, "evaluate.metrics", ["someone/metric"]))
+
+
+def test_a_format_that_does_not_fit_the_task_is_refused() -> None:
+    message = wrong(changed(CLASSIFICATION, "export", ["sentence-transformers"]))
+    assert "export: Format 'sentence-transformers' is for models that give embedding" in message
 
 
 def test_without_training_there_is_nothing_to_vary() -> None:

@@ -1,0 +1,214 @@
+"""Writes a student's model card: ``README.md`` in the model hub's format.
+
+The metadata follows https://huggingface.co/docs/hub/model-cards. Nothing that is not known is
+claimed: a licence, a data set or a base model appear only where the run has their hub names.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..eval.tasks import get_task
+from . import figures
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+def write_model_card(
+    folder: Path, report: Mapping[str, Any], *, license: str | None = None
+) -> Path:
+    """Writes ``README.md`` into a student's folder, whole or not at all.
+
+    Args:
+        folder: The student's checkpoint.
+        report: The content of ``report.json``.
+        license: The hub's name of the student's licence, where it is known.
+
+    Returns:
+        The file's path.
+    """
+    path = folder / "README.md"
+    beside = folder / "README.md.part"
+    beside.write_text(model_card(report, license=license), encoding="utf-8")
+    os.replace(beside, path)
+    return path
+
+
+def model_card(report: Mapping[str, Any], *, license: str | None = None) -> str:
+    """The model card as text; see `write_model_card`."""
+    header = yaml.safe_dump(
+        card_metadata(report, license=license), sort_keys=False, allow_unicode=True
+    )
+    parts = [
+        f"---\n{header}---",
+        f"# {report['name']}",
+        _summary(report),
+        "## Intended use",
+        _use(report),
+        "## How well it does",
+        _quality(report),
+        "## What it costs",
+        _cost(report),
+        "## How it was made",
+        _made(report),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def card_metadata(report: Mapping[str, Any], *, license: str | None = None) -> dict[str, Any]:
+    """What the hub files the model under; keys without a known value are left out."""
+    from ..eval.metrics import METRICS
+
+    embeds = get_task(report["task"]).signal == "embedding"
+    recipe = report["recipe"]
+    base, source = _base(recipe), (recipe.get("data") or {}).get("source")
+    metrics = [METRICS[name].hub_id for name in report["quality"]["metrics"] if name in METRICS]
+    tags = ["paredown", "distillation", "pruning", *(["feature-extraction"] if embeds else [])]
+    found = {
+        "license": license,
+        "library_name": "sentence-transformers" if embeds else "transformers",
+        "pipeline_tag": "sentence-similarity" if embeds else "text-classification",
+        "base_model": base if _on_hub(base) else None,
+        # The hub knows adapter, merge, quantized and finetune; trained weights are the last.
+        "base_model_relation": "finetune" if _on_hub(base) else None,
+        "datasets": [source] if source and "/" in source and _on_hub(source) else None,
+        "metrics": [name for name in metrics if name],
+        "tags": tags,
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def _base(recipe: Mapping[str, Any]) -> str | None:
+    """The checkpoint whose weights the student started from."""
+    for section in ("student", "teacher"):
+        name = (recipe.get(section) or {}).get("model")
+        if name:
+            return str(name)
+    return None
+
+
+def _on_hub(name: str | None) -> bool:
+    return bool(name and _HUB_NAME.fullmatch(name) and not Path(name).exists())
+
+
+def _code(text: Any) -> str:
+    """A code span that no text can leave."""
+    return "`" + re.sub(r"[`\s]+", " ", str(text)).strip() + "`"
+
+
+def _summary(report: Mapping[str, Any]) -> str:
+    quality, ratio = report["quality"], report["cost"]["ratio"]
+    if report["smoke"]:
+        return (
+            "**A smoke run's model: tiny, random, and of no use but to test that a recipe runs.**"
+        )
+    teacher = (report["recipe"].get("teacher") or {}).get("model")
+    return (
+        f"A small model for one task ({report['task']}), pared down from "
+        f"{_code(teacher) if teacher else 'a recorded teacher'}. It keeps "
+        f"**{figures.share(quality['retention'])}** of the teacher's "
+        f"{figures.metric_name(quality['metric'])} (95 % interval "
+        f"{figures.span(quality['retention_ci95'])}, {figures.whole(quality['examples'])} test "
+        f"rows) at **{figures.share(ratio['flops'])}** of its compute."
+    )
+
+
+def _use(report: Mapping[str, Any]) -> str:
+    embeds = get_task(report["task"]).signal == "embedding"
+    scope = (
+        f"For the task of the recipe {_code(report['name'])} and texts like the ones it was "
+        "trained on. What the teacher can do beyond that was given up and not measured; so were "
+        "other languages and domains. Measure again on your own rows before relying on it."
+    )
+    if not embeds:
+        return (
+            f"{scope}\n\n```python\nfrom transformers import pipeline\n\n"
+            'classify = pipeline("text-classification", model="path/to/this/folder")\n'
+            'classify("a text")\n```'
+        )
+    if report["recipe"].get("symmetric"):
+        space = "It embeds queries and texts alike; index texts with this model."
+    else:
+        space = (
+            "It embeds queries into the teacher's space: an index of texts that the teacher "
+            "embedded stays as it is, and new texts are embedded by the teacher."
+        )
+    return (
+        f"{scope}\n\n{space}\n\n"
+        "```python\nfrom sentence_transformers import SentenceTransformer\n\n"
+        'model = SentenceTransformer("path/to/this/folder")\n'
+        'model.encode(["a query"])\n```'
+    )
+
+
+def _quality(report: Mapping[str, Any]) -> str:
+    lines = ["| metric | teacher | student |", "|---|---|---|"]
+    for name, pair in report["quality"]["metrics"].items():
+        values = (figures.quality(pair["teacher"]), figures.quality(pair["student"]))
+        lines.append(f"| {figures.metric_name(name)} | {' | '.join(values)} |")
+    agreement = report["quality"]["agreement"]
+    if agreement is not None:
+        lines += ["", f"Student and teacher decide {figures.share(agreement)} of the rows alike."]
+    verdict = report["verdict"]
+    if not report["smoke"]:
+        target = report["target"]
+        lines += [
+            "",
+            f"Target: keep at least {figures.share(target['retain'])} of "
+            f"{figures.metric_name(target['metric'])} at no more than "
+            f"{figures.share(target['compute'])} of the compute. Verdict: **{verdict}**.",
+        ]
+    return "\n".join(lines)
+
+
+def _cost(report: Mapping[str, Any]) -> str:
+    from .report import COST_ROWS
+
+    cost = report["cost"]
+    lines = ["| per row | teacher | student |", "|---|---|---|"]
+    for label, key, shown, _ in COST_ROWS:
+        values = (shown(cost["teacher"].get(key)), shown(cost["student"].get(key)))
+        lines.append(f"| {label} | {' | '.join(values)} |")
+    where = report["environment"].get("processor")
+    lines += [
+        "",
+        "PyTorch, fp32, one thread, one row at a time" + (f", {where}." if where else "."),
+    ]
+    return "\n".join(lines)
+
+
+def _made(report: Mapping[str, Any]) -> str:
+    recipe = report["recipe"]
+    prune, distill = recipe.get("prune") or {}, recipe.get("distill") or {}
+    steps = []
+    layers = prune.get("layers")
+    if layers is not None:
+        kept = f"{layers} layers" if isinstance(layers, int) else f"layers {layers}"
+        steps.append(f"Cut to {kept} of the model it started from, {_code(_base(recipe))}.")
+    if prune.get("intermediate_size"):
+        refitted = prune.get("compensate", True)
+        steps.append(
+            f"Feed-forward width cut to {prune['intermediate_size']}"
+            + (", output projections re-fitted by least squares." if refitted else ".")
+        )
+    if prune.get("vocabulary"):
+        words = report["vocabulary"] or {}
+        size = f" ({figures.whole(words['kept'])} tokens)" if words.get("kept") else ""
+        steps.append(f"Vocabulary cut to the tokens of the training texts{size}.")
+    if distill:
+        losses = ", ".join(_code(name) for name in distill.get("losses") or {})
+        rows = ((report["data"].get("rows")) or {}).get("train")
+        steps.append(
+            f"Trained for {distill.get('epochs')} epochs on the teacher's recorded outputs for "
+            f"{figures.whole(rows)} training rows; losses: {losses}."
+        )
+    lines = [f"{place}. {step}" for place, step in enumerate(steps, 1)]
+    version = (report["environment"].get("libraries") or {}).get("paredown")
+    lines += ["", f"Made by paredown{f' {version}' if version else ''}: {_code(report['command'])}"]
+    return "\n".join(lines).strip()

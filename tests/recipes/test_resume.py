@@ -1,0 +1,81 @@
+"""A run that is killed goes on where it was and ends with the same student, byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from pathlib import Path
+
+import pytest
+
+
+
+# Kills its own process at a place that an environment variable names, once.
+KILLER = """
+import os, signal
+from pathlib import Path
+
+AT = os.environ.get("KILL_AT", "")
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def after(module, name, count, attribute=None):
+    owner = getattr(module, attribute) if attribute else module
+    original, calls = getattr(owner, name), [0]
+    def wrapped(*args, **kwargs):
+        result = original(*args, **kwargs)
+        calls[0] += 1
+        if calls[0] == count:
+            kill()
+        return result
+    setattr(owner, name, wrapped)
+
+if AT == "capture":
+    import paredown.distill.capture as module
+    after(module, "_write_shard", 2)
+elif AT == "between":
+    import paredown.recipes.store as module
+    after(module, "_work", 4, "Store")
+elif AT == "second epoch":
+    import paredown.distill.trainer as module
+    after(module, "compute_loss", STEPS, "DistillTrainer")
+"""
+OPTIONS = (
+    "--smoke",
+    "--import",
+    "killer",
+    "capture.shard_rows=64",
+    "distill.precision=bf16",
+    "distill.epochs=2",
+    *SHORT,
+)
+
+
+def digest(run: Path) -> str:
+    return hashlib.sha256((run / "student" / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("recipe", ["search_query"])
+def test_killed_anywhere_the_rerun_gives_the_same_student(
+    recipe: str, paredown: Command, tmp_path: Path
+) -> None:
+    # 192 rows less a tenth, and 256 texts, by 16: 27 steps an epoch.
+    (tmp_path / "killer.py").write_text(KILLER.replace("STEPS", "40"))
+    whole = paredown("run", recipe, *OPTIONS, "--out", "whole/run")
+    assert whole.returncode == 0, whole.stderr
+    expected = digest(tmp_path / "whole/run")
+    for number, place in enumerate(("capture", "between", "second epoch")):
+        out = f"killed-{number}/run"
+        killed = paredown("run", recipe, *OPTIONS, "--out", out, KILL_AT=place)
+        assert killed.returncode == -signal.SIGKILL, (place, killed.stderr)
+        stages = tmp_path / f"killed-{number}" / ".stages"
+        unfinished = {p.name.split("-")[0] for p in stages.glob(".*-*") if p.is_dir()}
+        if place == "capture":
+            assert ".capture" in unfinished
+        if place == "second epoch":
+            assert list(stages.glob(".distill-*/training/checkpoint-*"))
+        again = paredown("run", recipe, *OPTIONS, "--out", out)
+        assert again.returncode == 0, (place, again.stderr)
+        assert digest(tmp_path / out) == expected, place
+        assert not list(stages.glob("distill-*/training"))

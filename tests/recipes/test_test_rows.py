@@ -1,0 +1,51 @@
+"""Test rows are opened by `data` and `evaluate` alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from paredown.eval.data import Data
+from paredown.recipes import pipeline
+from paredown.recipes.api import check
+from paredown.recipes.store import Folder, Stage, Store
+
+
+@pytest.mark.parametrize("name", ["search_query", "query_intent"])
+def test_a_run_needs_no_test_row_between_data_and_evaluate(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    ensure = Store.ensure
+    hidden: dict[Path, bytes] = {}
+
+    def guarded(self: Store, stage: Stage) -> Folder:
+        made.append(stage.name)
+        if stage.name == "evaluate":
+            for path, content in hidden.items():
+                path.write_bytes(content)
+        folder = ensure(self, stage)
+        if stage.name == "data":
+            for path in (folder.path / "test.arrow", tmp_path / "run/smoke/data/test.jsonl"):
+                hidden[path] = path.read_bytes()
+                path.write_bytes(b"unreadable")
+        return folder
+
+    monkeypatch.setattr(Store, "ensure", guarded)
+    recipe = check(name, ["export=[]", "evaluate.resamples=100"])
+    result = pipeline.run_recipe(recipe, out=tmp_path / "run", smoke=True, quiet=True)
+    assert made.index("data") == 0 and "distill" in made and len(hidden) == 2
+    assert result.report is not None and result.report["quality"]["examples"] == 64
+
+
+def test_no_training_text_is_a_test_text(tmp_path: Path) -> None:
+    recipe = check("query_intent", ["export=[]", "evaluate.resamples=100"])
+    result = pipeline.run_recipe(recipe, out=tmp_path / "run", smoke=True, quiet=True)
+    data = Data.open(result.folder / "stages" / "data")
+    tests = set(data.split("test")["text"][:])
+    for split in ("train", "validation"):
+        assert not tests & set(data.split(split)["text"][:])
+    manifest = json.loads((result.folder / "stages/capture/manifest.json").read_text())
+    assert list(manifest["streams"]) == ["train.text", "validation.text"]
