@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import sys
@@ -25,9 +26,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_CHARACTERS = 1_000_000
-"""Longest row read; more is not a text but a mistake, and would fill the memory."""
-
+MAX_CHARACTERS = 1_000_000  # a longer row is not a text but a mistake, and would fill the memory
 KEYS = ("text", "query", "sentence")
 FORMATS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 
@@ -314,30 +313,17 @@ def answer_rows(
     predictor: Predictor, rows: Iterator[Row], *, index: Index | None, top: int | None, batch: int
 ) -> Iterator[dict[str, Any]]:
     """Yields one answer or error a row, in order, reading no more than a batch ahead."""
-    waiting: list[Row] = []
     done = 0
-
-    def flush() -> Iterator[dict[str, Any]]:
-        nonlocal done
-        good = [row for row in waiting if row.error is None]
+    while waiting := list(itertools.islice(rows, batch)):
         answers: dict[int, dict[str, Any]] = {}
         for paired in (False, True):
-            some = [row for row in good if (row.pair is not None) == paired]
-            if some:
-                pairs = [row.pair or "" for row in some] if paired else None
-                texts = [row.text for row in some]
-                found = predictor.predict(texts, pairs, index=index, top=top)
-                answers |= {id(row): answer for row, answer in zip(some, found, strict=True)}
+            some = [r for r in waiting if r.error is None and (r.pair is not None) == paired]
+            pairs = [r.pair or "" for r in some] if paired else None
+            found = predictor.predict([r.text for r in some], pairs, index=index, top=top)
+            answers |= {id(row): answer for row, answer in zip(some, found, strict=True)}
         for row in waiting:
             done += 1
             yield answers[id(row)] if row.error is None else {"row": done, "error": row.error}
-        waiting.clear()
-
-    for row in rows:
-        waiting.append(row)
-        if len(waiting) >= batch:
-            yield from flush()
-    yield from flush()
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -386,11 +372,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         file = open(options.file, "rb") if options.file else sys.stdin.buffer  # noqa: SIM115
         with file:
             rows = read_rows(file, kind, options.column, options.pair_column)
-            settings = {"index": index, "top": options.top, "batch": options.batch}
-            for answer in answer_rows(predictor, rows, **settings):
+            top, batch = options.top, options.batch
+            for answer in answer_rows(predictor, rows, index=index, top=top, batch=batch):
                 total += 1
                 failed += "error" in answer
-                print(json.dumps(answer, ensure_ascii=False), flush=total % options.batch == 0)
+                print(json.dumps(answer, ensure_ascii=False), flush=total % batch == 0)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

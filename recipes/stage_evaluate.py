@@ -27,8 +27,8 @@ from .store import Context, Folder, Stage
 from .task_rows import collection_values
 
 REPORT = "evaluation.json"
+ROWS = "scores.arrow"
 SHOWN = 20
-MODEL_RUNTIME = "PyTorch"
 TEXT_CHARACTERS = 600
 
 
@@ -263,16 +263,17 @@ def _measure(
 
 
 def _keep(out: Path, scores: dict[str, Scores]) -> None:
-    """Keeps every row's decision and statistics, so that any figure can be made again."""
-    from scipy import sparse
+    """Keeps every row's ten best answers of every contender, so that any figure can be made again.
 
-    arrays: dict[str, Any] = {}
-    for name, score in scores.items():
-        arrays[f"{name}.decisions"] = score.decisions
-        for metric, rows in score.statistics.items():
-            if not sparse.issparse(rows):
-                arrays[f"{name}.{metric}"] = np.asarray(rows)
-    np.savez_compressed(out / "scores.npz", **arrays)
+    ``scores.arrow`` has a column a contender and a row a test row; `score_decisions` and
+    `score_top` read them.
+    """
+    import pyarrow as pa
+
+    columns = {name: pa.array(score.top.tolist()) for name, score in scores.items()}
+    table = pa.table(columns)
+    with pa.OSFile(str(out / ROWS), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
 
 
 def evaluation(folder: Path) -> dict[str, Any]:

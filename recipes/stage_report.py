@@ -151,12 +151,11 @@ def _side(found: Mapping[str, Any], side: str) -> Any:
     name = side if side == "teacher" else _student(found)
     model = found["models"].get(name, {})
     single = _timing(found, side, "pytorch", "fp32", "single_stream")
-    offline = _timing(found, side, "pytorch", "fp32", "offline")
     return {
         **{key: model.get(key) for key in SIDE_KEYS},
         "latency_ms_p50": single.get("p50"),
         "latency_ms_p95": single.get("p95"),
-        "examples_per_s": offline.get("examples_per_s"),
+        "examples_per_s": single.get("examples_per_s"),
         "peak_memory_bytes": single.get("peak_memory_bytes"),
     }
 

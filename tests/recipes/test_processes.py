@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from paredown.distill.outputs import TeacherOutputs
 
+Command = Callable[..., Any]
+# What makes a smoke run short: no exports to wait for.
+SHORT = ("export=[]", "evaluate.resamples=100")
 
 
 OPTIONS = (

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-
+Command = Callable[..., Any]
+# What makes a smoke run short: no exports to wait for.
+SHORT = ("export=[]", "evaluate.resamples=100")
 
 # Kills its own process at a place that an environment variable names, once.
 KILLER = """

@@ -1,0 +1,176 @@
+"""Rows of the task to calibrate on, and what a model computes on them, layer by layer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..eval.batching import token_batches
+from ..eval.errors import RecipeError
+from ..eval.models import Row, TextModel, autocast
+from ..eval.tasks import Signal
+from .anatomy import Anatomy
+
+BATCH_TOKENS = 4096
+MAX_TOKENS = 131_072
+"""Tokens of a calibration at most: the states of that many are held in memory, twice."""
+HELD_OUT = 256
+"""Rows kept aside to measure a cut on, at most; and at most a fifth of what there is."""
+
+
+def sample_rows(
+    model: TextModel,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    roles: str | Sequence[str] | None,
+    count: int,
+    seed: int,
+) -> tuple[list[Row], list[Row]]:
+    """Draws rows to fit on and other rows to measure on, tokenised.
+
+    Args:
+        model: Whose tokenizer is used.
+        texts: May be memory-mapped; only the drawn ones are read.
+        pairs: The second text of each row, or None.
+        roles: One role for all texts or one for each; None for ``text``.
+        count: Rows to fit on.
+        seed: Of the draw.
+
+    Returns:
+        Rows to fit on (fewer than ``count`` where there are no more distinct ones, or where they
+        would have more than `MAX_TOKENS` tokens), and held-out rows.
+
+    Raises:
+        RecipeError: If there are fewer than two distinct rows.
+    """
+    draw = np.random.default_rng(seed)
+    drawn = draw.permutation(len(texts))[: count + HELD_OUT].tolist()
+    found: dict[tuple[str, str | None, str], Row] = {}
+    for i in drawn:
+        role = roles if isinstance(roles, str) else roles[i] if roles is not None else "text"
+        pair = None if pairs is None else pairs[i]
+        key = (texts[i], pair, role)
+        if key not in found:
+            found[key] = model.tokenize([key[0]], None if pair is None else [pair], role)[0]
+    rows = list(found.values())
+    if len(rows) < 2:
+        raise RecipeError(
+            f"Calibration needs at least 2 different texts and got {len(rows)}; give the cut the "
+            "task's training texts, a few hundred or more."
+        )
+    held = rows[: max(1, min(HELD_OUT, len(rows) // 5))]
+    tokens = np.cumsum([len(row["input_ids"]) for row in rows[len(held) :]])
+    fitting = rows[len(held) :][: max(1, int(np.searchsorted(tokens, MAX_TOKENS, "right")))]
+    return fitting[:count], held
+
+
+def batches_of(model: TextModel, rows: Sequence[Row]) -> list[dict[str, Tensor]]:
+    """Rows as padded batches of at most `BATCH_TOKENS` tokens, on the model's device."""
+    lengths = [len(row["input_ids"]) for row in rows]
+    device = model.backbone.device
+    return [
+        {k: v.to(device) for k, v in model.collate([rows[i] for i in index]).items()}
+        for index in token_batches(lengths, BATCH_TOKENS)
+    ]
+
+
+@torch.no_grad()
+def signals(model: TextModel, batches: Sequence[dict[str, Tensor]], precision: str) -> Tensor:
+    """A model's signal on batches, (n, W) float32, in the batches' order."""
+    found = []
+    for batch in batches:
+        with autocast(model.backbone.device, precision):
+            found.append(model(**batch).values.float())
+    return torch.cat(found)
+
+
+def distance(signal: Signal, teacher: Tensor, student: Tensor) -> float:
+    """How far a signal is from the teacher's, 0 at equality, mean over rows.
+
+    1 − cosine for embeddings, KL(teacher ‖ student) in nats for class logits.
+
+    Args:
+        signal: ``embedding`` or ``class_logits``.
+        teacher: (n, W).
+        student: (n, W).
+    """
+    teacher, student = teacher.double(), student.double()
+    if signal == "embedding":
+        if teacher.shape != student.shape:
+            raise RecipeError(f"Embeddings of {teacher.shape[1]} and {student.shape[1]} numbers.")
+        cosine = nn.functional.cosine_similarity(teacher, student, dim=-1)
+        return max(0.0, float((1 - cosine).mean()))
+    log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
+    return max(0.0, float((log_p.exp() * (log_p - log_q)).sum(-1).mean()))
+
+
+@contextlib.contextmanager
+def only_layers(model: TextModel, anatomy: Anatomy, keep: Sequence[int]) -> Iterator[None]:
+    """Runs a block with the other layers of a model skipped."""
+    layers = anatomy.layers_of(model.backbone)
+    path, _, name = anatomy.layers.rpartition(".")
+    parent: nn.Module = model.backbone.base_model.get_submodule(path)
+    setattr(parent, name, nn.ModuleList([layers[i] for i in keep]))
+    try:
+        yield
+    finally:
+        setattr(parent, name, layers)
+
+
+class LayerRunner:
+    """Runs single layers on calibration batches, with the arguments that the model gives them.
+
+    Attributes:
+        masks: Which positions are tokens, one (B, T) for each batch.
+        inputs: The input of the first layer, one (B, T, H) for each batch.
+    """
+
+    def __init__(
+        self,
+        model: TextModel,
+        anatomy: Anatomy,
+        batches: Sequence[dict[str, Tensor]],
+        precision: str,
+    ) -> None:
+        self.precision = precision
+        self.device = model.backbone.device
+        self.masks = [batch["attention_mask"].bool() for batch in batches]
+        self.inputs: list[Tensor] = []
+        self._extras: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not self._extras[-1]:
+                self.inputs.append(args[0])
+            self._extras[-1].append((args[1:], kwargs))
+
+        handles = [
+            layer.register_forward_pre_hook(hook, with_kwargs=True)
+            for layer in anatomy.layers_of(model.backbone)
+        ]
+        try:
+            for batch in batches:
+                self._extras.append([])
+                with torch.no_grad(), autocast(self.device, precision):
+                    model(**batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def run(self, layer: nn.Module, number: int, batch: int, states: Tensor) -> Tensor:
+        """The output of a layer, (B, T, H).
+
+        Args:
+            layer: A layer of the model, or a changed copy of one.
+            number: Its place in the model.
+            batch: Which batch the states belong to.
+            states: The layer's input, (B, T, H).
+        """
+        args, kwargs = self._extras[batch][number]
+        with torch.no_grad(), autocast(self.device, self.precision):
+            out = layer(states, *args, **kwargs)
+        return (out[0] if isinstance(out, tuple) else out).to(states.dtype)
