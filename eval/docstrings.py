@@ -56,6 +56,12 @@ def split_docstring(docstring: str, max_characters: int) -> tuple[str, str] | No
     return (query, text) if _is_question(query) and _says_something(text) else None
 
 
+def sentences(text: str) -> list[str]:
+    """The sentences of a plain text that could be typed as a query, in their order."""
+    found = (_TAIL.sub("", part.strip()) for part in _SENTENCE_END.split(text))
+    return [sentence for sentence in found if _is_question(sentence)]
+
+
 def _paragraphs(docstring: str, max_characters: int) -> list[str]:
     """Returns the docstring's paragraphs as plain text, without examples, rules and directives.
 

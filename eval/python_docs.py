@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from .docstrings import split_docstring
+from .docstrings import sentences, split_docstring
 from .errors import DataError
 from .splits import stable_hash, text_key
 
@@ -43,6 +43,7 @@ PACKAGES: tuple[str, ...] = (
 """Distributions that paredown always needs, directly or not; an absent one is skipped and noted."""
 
 MAX_ROWS = 12_500
+MAX_UNLABELLED = 30_000
 MAX_SHARE = 0.15
 MAX_CHARACTERS = 300
 VALIDATION_SHARE = 0.08
@@ -64,7 +65,7 @@ _MAX_FILE_BYTES = 2_000_000
 
 
 class Row(NamedTuple):
-    """One question, one answer, and the split that all rows of the question are in."""
+    """One question, one answer ("" where it has none), and the split of all its rows."""
 
     query: str
     text: str
@@ -93,6 +94,7 @@ class Corpus:
 def build(
     *,
     max_rows: int = MAX_ROWS,
+    max_unlabelled: int = MAX_UNLABELLED,
     max_share: float = MAX_SHARE,
     max_characters: int = MAX_CHARACTERS,
     packages: Sequence[str] = PACKAGES,
@@ -100,7 +102,8 @@ def build(
     """Reads the documentation of the installed packages and makes the corpus from it.
 
     Args:
-        max_rows: At most this many rows in all; the rest is left out by stable hash.
+        max_rows: At most this many pairs in all; the rest is left out by stable hash.
+        max_unlabelled: At most this many training queries without a text.
         max_share: No package gives more than this share of the rows.
         max_characters: Answers are cut at the last word that ends within so many characters.
         packages: Distribution names; ``python`` is the standard library.
@@ -119,18 +122,22 @@ def build(
             versions[package] = version
             found[package], unreadable = _pairs_of_files(files, max_characters)
             skipped += unreadable
-    rows = _choose(_without_boilerplate(found), max_rows, max_share)
+    kept = _without_boilerplate(found)
+    rows = _choose(kept, max_rows, max_share)
+    more = _choose(_unlabelled(kept, rows), max_unlabelled, max_share) if max_unlabelled else []
     info = {
         "versions": versions,
         "absent": absent,
         "unreadable_files": skipped,
         "packages": _count(row.package for row in rows),
         "rows": _count(row.split for row in rows),
+        "unlabelled": len(more),
         "max_rows": max_rows,
+        "max_unlabelled": max_unlabelled,
         "max_share": max_share,
         "max_characters": max_characters,
     }
-    return Corpus(rows, info)
+    return Corpus([*rows, *more], info)
 
 
 def installed_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str | None]:
@@ -335,6 +342,28 @@ def _without_boilerplate(found: dict[str, list[tuple[str, str]]]) -> dict[str, l
             seen.add(pair)
             kept[package].append(Row(query, text, split_of(query), package))
     return kept
+
+
+def _unlabelled(kept: dict[str, list[Row]], chosen: Sequence[Row]) -> dict[str, list[Row]]:
+    """Training queries without a text: summaries that were not chosen, and answers' sentences.
+
+    None of them is a query of another split, and each stands once.
+    """
+    every = [row for rows in kept.values() for row in rows]
+    taken = {text_key(row.query) for row in every if row.split != "train"}
+    taken |= {text_key(row.query) for row in chosen}
+    found: dict[str, list[Row]] = {}
+    for package, rows in kept.items():
+        found[package] = []
+        for row in rows:
+            if row.split != "train":
+                continue
+            for query in (row.query, *sentences(row.text.partition(": ")[2])):
+                key = text_key(query)
+                if key not in taken:
+                    taken.add(key)
+                    found[package].append(Row(query, "", "train", package))
+    return found
 
 
 def split_of(query: str) -> str:

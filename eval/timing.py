@@ -146,7 +146,8 @@ def measure(
     ``single_stream`` is one row at a time, from text to decision with tokenisation, and beside it
     the model alone; ``offline`` is batches of rows sorted by length (in characters), tokenisation
     included. Peak memory is what the worker process has held at most, everything it loads
-    included; cold start is from starting the process to its first answer.
+    included; cold start is from starting the process to its first answer, with the files mostly in
+    the system's cache.
 
     Args:
         engines: What to measure; their names are told apart by the caller.

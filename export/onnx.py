@@ -134,13 +134,14 @@ def _trace(model: TextModel, *, quantize: bool) -> onnx_ir.Model:
     with into_log(logger):
         try:
             exporters: Any = importlib.import_module("transformers.exporters")
-            quantizer = None
+            options = {}
             if quantize:
                 int8 = exporters.OnnxRuntimeDynamicConfig(per_channel=True)
-                quantizer = exporters.OnnxRuntimeQuantizer(int8)
-            config = exporters.OnnxConfig(dynamic=True, dynamic_shapes=dims, quantizer=quantizer)
+                options["quantizer"] = exporters.OnnxRuntimeQuantizer(int8)
+            config = exporters.OnnxConfig(dynamic=True, dynamic_shapes=dims, **options)
             exported = exporters.OnnxExporter().export(Graph().eval(), batch, config=config)
-            graph: onnx_ir.Model = exported.program
+            # transformers before 5.23 gives torch's ONNXProgram
+            graph: onnx_ir.Model = getattr(exported, "program", None) or exported.model
         except Exception as error:  # torch.export, onnxscript and ONNX Runtime share no base
             first = (str(error).strip().splitlines() or [""])[0]
             raise RunError(

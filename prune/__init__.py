@@ -1,1 +1,22 @@
+"""Pruning: where a model can be cut, what matters least, the cut itself, and the fit after it."""
 
+from .anatomy import ANATOMIES, Anatomy, anatomy_of
+from .pruning import Pruned, prune_model
+from .surgery import Cut, IndexMap, cut, cut_backbone
+from .vocabulary import PrunedVocabulary, TokenizationChange, prune_vocabulary, tokenization_change
+
+__all__ = [
+    "ANATOMIES",
+    "Anatomy",
+    "Cut",
+    "IndexMap",
+    "Pruned",
+    "PrunedVocabulary",
+    "TokenizationChange",
+    "anatomy_of",
+    "cut",
+    "cut_backbone",
+    "prune_model",
+    "prune_vocabulary",
+    "tokenization_change",
+]

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from ..eval.models import TextModel
 from .anatomy import Anatomy
@@ -151,13 +150,3 @@ def choose_channels(
         fit = fit[keep] - block @ solved[:, len(keep) :]
         left = left[keep]
     return [int(i) for i in left]
-
-
-def layer_indices(layers: int | Sequence[int]) -> bool:
-    """Whether layers are named one by one."""
-    return not isinstance(layers, int)
-
-
-def as_float64(tensor: torch.Tensor) -> NDArray[np.float64]:
-    """A tensor as a float64 array."""
-    return tensor.detach().cpu().double().numpy()  # type: ignore[no-any-return]

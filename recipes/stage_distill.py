@@ -80,7 +80,8 @@ def distill_stage(
             {"teacher": teacher.fingerprint, "data": rows.info["fingerprint"]},
         )
         terms = weigh(losses, task.signal)
-        _refuse_unlabelled(terms, rows, task)
+        if not labels_only:  # the baseline learns from the rows that have labels
+            _refuse_unlabelled(terms, rows, task)
         student = load_model(
             context.inputs["prune"] / CHECKPOINT, task, max_length=settings.max_length
         )

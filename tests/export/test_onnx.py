@@ -210,3 +210,18 @@ def test_noise_is_logged_when_a_block_fails(
         raise ValueError
     assert "the reason" in caplog.text
     assert capfd.readouterr() == ("", "")
+
+
+def test_weights_too_large_for_one_file_go_beside_it(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    checkpoint, folder, _ = exported("distilbert", "retrieval", "onnx")
+    monkeypatch.setattr(exporter, "SINGLE_FILE_BYTES", 0)
+    task = get_task("retrieval")
+    facts = exporter.export_onnx(checkpoint, task, tmp_path / "out", precision="fp32", threads=1)
+    beside = tmp_path / "out" / "model.onnx.data"
+    assert beside.stat().st_size > 10_000
+    assert facts["bytes"] > beside.stat().st_size
+    (tmp_path / "out").rename(tmp_path / "elsewhere")
+    moved, whole = load(tmp_path / "elsewhere", threads=1), load(folder, threads=1)
+    assert np.array_equal(moved.signal(TEXTS), whole.signal(TEXTS))
