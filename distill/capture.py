@@ -149,7 +149,7 @@ def capture(
         rank: This process.
         world_size: Processes that share the work.
         barrier: Waits for all of them.
-        progress: Called with items done and items in all, of this process.
+        progress: Called with tokens done and tokens in all, of this process.
 
     Returns:
         The outputs, on rank 0; None on the others.
@@ -161,24 +161,22 @@ def capture(
     items = distinct_items(model, streams)
     starts = list(range(0, len(items.row), shard_rows))
     mine = [number for number in range(len(starts)) if number % world_size == rank]
-    total = sum(min(shard_rows, len(items.row) - starts[n]) for n in mine)
+    parts = {n: slice(starts[n], starts[n] + shard_rows) for n in mine}
+    total = sum(int(items.length[part].sum()) for part in parts.values())
     done = 0
     model.eval()
-    for number in mine:
-        part = slice(starts[number], starts[number] + shard_rows)
-        count = len(items.row[part])
-        if not _whole(out, number, count):
-            base = done
+    for number, part in parts.items():
+        if not _whole(out, number, len(items.row[part])):
 
-            def report(rows: int, base: int = base) -> None:
+            def report(tokens: int, base: int = done) -> None:
                 if progress is not None:
-                    progress(base + rows, total)
+                    progress(base + tokens, total)
 
             columns = _compute(
                 model, streams, items, part, precision, batch_tokens, hidden_layers, report
             )
             _write_shard(out, number, columns, rank)
-        done += count
+        done += int(items.length[part].sum())
         if progress is not None:
             progress(done, total)
     barrier()
@@ -295,7 +293,7 @@ def _compute(
             states = output.hidden_states[layer].to(torch.float16).cpu().numpy()
             for place, vectors in zip(index, states, strict=True):
                 hidden[layer][place] = vectors[: length[place]].reshape(-1)
-        finished += len(index)
+        finished += int(length[index].sum())
         report(finished)
     if not np.isfinite(values).all():
         raise RunError(

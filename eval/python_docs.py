@@ -42,12 +42,12 @@ PACKAGES: tuple[str, ...] = (
 )  # fmt: skip
 """Distributions that paredown always needs, directly or not; an absent one is skipped and noted."""
 
-MAX_ROWS = 12_500
+MAX_ROWS = 11_500
 MAX_UNLABELLED = 30_000
 MAX_SHARE = 0.15
-MAX_CHARACTERS = 300
+MAX_CHARACTERS = 240
 VALIDATION_SHARE = 0.08
-TEST_SHARE = 0.18
+TEST_SHARE = 0.19
 MAX_ANSWERS = 3
 """A summary with more answers than this is boilerplate, not a question."""
 
@@ -81,10 +81,12 @@ class Corpus:
         rows: In an order given by a stable hash: packages are mixed.
         info: ``versions`` of the packages read, ``absent`` ones, ``packages`` with their rows,
             ``rows`` by split, and the settings.
+        unlabelled: Further training queries, without a text.
     """
 
     rows: list[Row]
     info: dict[str, Any] = field(default_factory=dict)
+    unlabelled: list[Row] = field(default_factory=list)
 
     def split(self, name: str) -> list[Row]:
         """Returns the rows of ``train``, ``validation`` or ``test``."""
@@ -137,7 +139,7 @@ def build(
         "max_share": max_share,
         "max_characters": max_characters,
     }
-    return Corpus([*rows, *more], info)
+    return Corpus(rows, info, more)
 
 
 def installed_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str | None]:

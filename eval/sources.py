@@ -141,7 +141,8 @@ def _open_python_docs() -> Source:
 
     def table(split: str) -> Table:
         def read(columns: Sequence[str], report: Report) -> Iterator[Values]:
-            for place, row in enumerate(corpus().split(split), 1):
+            more = corpus().unlabelled if split == "train" else []
+            for place, row in enumerate([*corpus().split(split), *more], 1):
                 yield place, tuple(getattr(row, column) for column in columns)
 
         return Table(f"python_docs, {split}", ("query", "text"), read)

@@ -173,4 +173,5 @@ class LayerRunner:
         args, kwargs = self._extras[batch][number]
         with torch.no_grad(), autocast(self.device, self.precision):
             out = layer(states, *args, **kwargs)
-        return (out[0] if isinstance(out, tuple) else out).to(states.dtype)
+        found: Tensor = out[0] if isinstance(out, tuple) else out
+        return found.to(states.dtype)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 SUBSETS = 64
 """So many subsets of layers are all tried; more of them are first made fewer, one by one."""
-STEPS = 24
-"""Rounds in which channels are removed; one at a time gave the same fit at five times the time."""
+STEPS = 12
+"""Rounds in which channels are removed; one at a time gave the same fit at ten times the time."""
 
 
 def layer_importance(
@@ -105,7 +105,8 @@ def channel_importance(
         (C,).
     """
     squares = np.diag(second_moment) if second_moment.ndim == 2 else second_moment
-    return squares * (weight**2).sum(0)
+    scores: NDArray[np.float64] = squares * (weight**2).sum(0)
+    return scores
 
 
 def choose_by_score(scores: NDArray[np.float64], count: int) -> list[int]:

@@ -60,7 +60,8 @@ class Moments:
 
     def second_moment(self) -> NDArray[np.float64]:
         """Weighted mean of h hᵀ, (F, F)."""
-        return self._features[:-1, :-1] / self._features[-1, -1]
+        found: NDArray[np.float64] = self._features[:-1, :-1] / self._features[-1, -1]
+        return found
 
 
 def solve(

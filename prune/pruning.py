@@ -1,4 +1,4 @@
-"""The whole of a cut: checks, calibration, choice, fit, vocabulary, surgery, and the facts of it."""
+"""The whole of a cut: checks, calibration, choice, fit, vocabulary, surgery, and its facts."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .vocabulary import PrunedVocabulary, prune_vocabulary
 if TYPE_CHECKING:
     from torch import Tensor
 
-LAYER_ROWS = 256
+LAYER_ROWS = 128
 """Calibration rows that subsets of layers are compared on, at most."""
-CANDIDATE_ROWS = 512
+CANDIDATE_ROWS = 256
 """Calibration rows that the best subsets of layers are fitted on, at most, to choose among them."""
 CANDIDATES = 3
 LARGE = 100_000_000
@@ -121,11 +121,9 @@ def _checked_layers(anatomy: Anatomy, size: int, layers: int | Sequence[int]) ->
     anatomy.fields("layers")
     if isinstance(layers, int):
         if not 0 < layers < size:
-            why = (
-                "that is no cut" if layers == size else "it can keep 1 or more, and fewer than that"
-            )
             raise RecipeError(
-                f"`prune.layers` asks for {layers} layers and the model has {size}: {why}."
+                f"`prune.layers` asks for {layers} layers and the model has {size}: it can keep 1 "
+                f"or more, and fewer than {size}."
             )
         return layers
     kept = sorted(layers)
@@ -209,9 +207,9 @@ class _Calibrated:
     ) -> tuple[TextModel, list[int], list[list[int]] | None]:
         """Chooses and fits; gives the model to cut, the layers and the channels to keep."""
         every = list(range(self.anatomy.size(self.model.config, "layers")))
-        kept = every if wanted is None else self.layers(wanted, width, compensate, facts)
+        kept = every if wanted is None else self.layers(wanted, compensate, facts)
         source, channels = self.fit(self.rows, kept, width, compensate)
-        found = {"measure": _MEASURES[self.model.signal]}
+        found: dict[str, Any] = {"measure": _MEASURES[self.model.signal]}
         plain = unfitted(self.model, self.anatomy, kept, channels) if compensate else source
         found |= {"as_cut": self.distance(plain, kept)}
         if compensate:
@@ -227,23 +225,23 @@ class _Calibrated:
         }
         return source, kept, channels
 
-    def layers(
-        self, wanted: int | list[int], width: int | None, compensate: bool, facts: dict[str, Any]
-    ) -> list[int]:
-        """The layers to keep: those named, or the subset nearest to the whole model."""
+    def layers(self, wanted: int | list[int], compensate: bool, facts: dict[str, Any]) -> list[int]:
+        """The layers to keep: those named, or those nearest to the whole model once fitted."""
         batches = batches_of(self.model, self.rows[:LAYER_ROWS])
         scores = layer_importance(self.model, self.anatomy, batches, self.precision)
         facts["layers"] = {"importance": [scores[i] for i in sorted(scores)]}
         if not isinstance(wanted, int):
             return wanted
         ranked = rank_layers(self.model, self.anatomy, batches, self.precision, wanted)
-        tried = [{"layers": list(kept), "as_cut": score} for score, kept in ranked[:CANDIDATES]]
+        tried: list[dict[str, Any]] = [
+            {"layers": list(kept), "as_cut": score} for score, kept in ranked[:CANDIDATES]
+        ]
         facts["layers"]["tried"] = tried
         if not compensate or len(tried) == 1:
             return list(ranked[0][1])
         # What looks best as cut is not always what can be mended best.
         for one in tried:
-            source, _ = self.fit(self.rows[:CANDIDATE_ROWS], one["layers"], width, compensate)
+            source, _ = self.fit(self.rows[:CANDIDATE_ROWS], one["layers"], None, compensate)
             one["fitted"] = self.distance(source, one["layers"])
         chosen: list[int] = min(tried, key=lambda one: one["fitted"])["layers"]
         return chosen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -119,7 +120,7 @@ class ByteLevelBPE(Subwords):
             while len(parts) > 1:
                 ranks = [
                     (self.rank[pair], place)
-                    for place, pair in enumerate(zip(parts, parts[1:], strict=False))
+                    for place, pair in enumerate(itertools.pairwise(parts))
                     if pair in self.rank
                 ]
                 if not ranks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -85,19 +86,20 @@ def cut_backbone(backbone: PreTrainedModel, what: Cut) -> PreTrainedModel:
     _check(anatomy, backbone.config, what)
     config = _smaller_config(anatomy, backbone.config, what)
     with torch.random.fork_rng(devices=[]):  # weights are drawn, and overwritten below
-        small = cast("PreTrainedModel", type(backbone)._from_config(config, dtype=backbone.dtype))
+        make: Any = type(backbone)._from_config
+        small: Any = make(config, dtype=backbone.dtype)
     state = _smaller_state(anatomy, backbone, what)
     small.load_state_dict(state, strict=True)
     if getattr(backbone, "generation_config", None) is not None and backbone.can_generate():
         small.generation_config = copy.deepcopy(backbone.generation_config)
         if what.vocabulary is not None:
             _renumber_specials(small.generation_config, what.vocabulary)
-    return cast("PreTrainedModel", small.to(backbone.device)).eval()
+    return cast("PreTrainedModel", small.to(backbone.device).eval())
 
 
 def _check(anatomy: Anatomy, config: Any, what: Cut) -> None:
     def fits(indices: Sequence[int], size: int) -> bool:
-        rising = all(a < b for a, b in zip(indices, indices[1:], strict=False))
+        rising = all(a < b for a, b in itertools.pairwise(indices))
         return bool(len(indices)) and rising and indices[0] >= 0 and indices[-1] < size
 
     layers = anatomy.size(config, "layers")
@@ -192,7 +194,7 @@ def _vocabulary_tensors(anatomy: Anatomy, backbone: PreTrainedModel) -> set[int]
     """Addresses of the tensors whose rows are the vocabulary: embedding, and a head over it."""
     base: Any = backbone.base_model
     found = {base.get_submodule(anatomy.embeddings).weight.data_ptr()}
-    head: Any = backbone.get_output_embeddings()
+    head: Any = cast(Any, backbone).get_output_embeddings()
     if head is not None:
         found |= {p.data_ptr() for p in (head.weight, head.bias) if p is not None}
     return found

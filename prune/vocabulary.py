@@ -217,7 +217,7 @@ class _Replay:
 
     def __enter__(self) -> _Replay:
         if self._once:
-            self._file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
+            self._file = tempfile.TemporaryFile("w+", encoding="utf-8")
             for text in self._texts:
                 self._file.write(json.dumps(text) + "\n")
         return self

@@ -31,7 +31,7 @@ def corpus() -> Corpus:
 
 
 def digest(corpus: Corpus) -> str:
-    return hashlib.sha256(json.dumps(corpus.rows).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([corpus.rows, corpus.unlabelled]).encode()).hexdigest()
 
 
 def test_there_are_enough_pairs_and_no_package_gives_too_many(corpus: Corpus) -> None:
@@ -49,6 +49,18 @@ def test_all_rows_of_a_query_are_in_one_split(corpus: Corpus) -> None:
     for row in corpus.rows:
         splits.setdefault(text_key(row.query), set()).add(row.split)
     assert {len(found) for found in splits.values()} == {1}
+
+
+def test_unlabelled_queries_are_training_queries_of_no_split(corpus: Corpus) -> None:
+    assert 10_000 <= len(corpus.unlabelled) <= python_docs.MAX_UNLABELLED
+    keys = [text_key(row.query) for row in corpus.unlabelled]
+    assert len(set(keys)) == len(keys)
+    assert not set(keys) & {text_key(row.query) for row in corpus.rows}
+    shares = Counter(row.package for row in corpus.unlabelled)
+    assert max(shares.values()) <= 0.15 * len(corpus.unlabelled)
+    for row in corpus.unlabelled:
+        assert (row.text, row.split) == ("", "train")
+        assert len(row.query.split()) >= 4
 
 
 def test_rows_are_questions_and_answers_without_markup(corpus: Corpus) -> None:
@@ -113,7 +125,8 @@ def test_the_standard_library_is_listed_in_any_order_alike(
 SCRIPT = """
 import hashlib, json, sys
 from paredown.eval.python_docs import build
-rows = build(packages={packages!r}, max_share=1.0).rows
+corpus = build(packages={packages!r}, max_share=1.0)
+rows = [corpus.rows, corpus.unlabelled]
 scanned = [name for name in {packages!r} if name.replace("-", "_") in sys.modules]
 print(json.dumps([hashlib.sha256(json.dumps(rows).encode()).hexdigest(), scanned]))
 """
