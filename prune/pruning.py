@@ -208,7 +208,9 @@ class _Calibrated:
         """Chooses and fits; gives the model to cut, the layers and the channels to keep."""
         every = list(range(self.anatomy.size(self.model.config, "layers")))
         kept = every if wanted is None else self.layers(wanted, compensate, facts)
-        source, channels = self.fit(self.rows, kept, width, compensate)
+        source, channels = self.model, None
+        if compensate or width is not None:
+            source, channels = self.fit(self.runner(self.rows), kept, width, compensate)
         found: dict[str, Any] = {"measure": _MEASURES[self.model.signal]}
         plain = unfitted(self.model, self.anatomy, kept, channels) if compensate else source
         found |= {"as_cut": self.distance(plain, kept)}
@@ -240,19 +242,21 @@ class _Calibrated:
         if not compensate or len(tried) == 1:
             return list(ranked[0][1])
         # What looks best as cut is not always what can be mended best.
+        runner = self.runner(self.rows[:CANDIDATE_ROWS])
         for one in tried:
-            source, _ = self.fit(self.rows[:CANDIDATE_ROWS], one["layers"], None, compensate)
+            source, _ = self.fit(runner, one["layers"], None, compensate)
             one["fitted"] = self.distance(source, one["layers"])
         chosen: list[int] = min(tried, key=lambda one: one["fitted"])["layers"]
         return chosen
 
+    def runner(self, rows: list[Row]) -> LayerRunner:
+        """The model's layers on rows."""
+        return LayerRunner(self.model, self.anatomy, batches_of(self.model, rows), self.precision)
+
     def fit(
-        self, rows: list[Row], kept: list[int], width: int | None, compensate: bool
+        self, runner: LayerRunner, kept: list[int], width: int | None, compensate: bool
     ) -> tuple[TextModel, list[list[int]] | None]:
-        """Chooses channels and fits, on rows."""
-        if not compensate and width is None:
-            return self.model, None
-        runner = LayerRunner(self.model, self.anatomy, batches_of(self.model, rows), self.precision)
+        """Chooses channels and fits, on a runner's rows."""
         return fit(self.model, self.anatomy, runner, kept, width, compensate=compensate)
 
     def distance(self, model: TextModel, kept: list[int]) -> float:

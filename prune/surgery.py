@@ -196,5 +196,8 @@ def _vocabulary_tensors(anatomy: Anatomy, backbone: PreTrainedModel) -> set[int]
     found = {base.get_submodule(anatomy.embeddings).weight.data_ptr()}
     head: Any = cast(Any, backbone).get_output_embeddings()
     if head is not None:
-        found |= {p.data_ptr() for p in (head.weight, head.bias) if p is not None}
+        # BERT-like heads have a bias of the vocabulary beside the module it is added in.
+        around = [m for m in backbone.modules() if any(child is head for child in m.children())]
+        biases = [getattr(module, "bias", None) for module in (head, *around)]
+        found |= {p.data_ptr() for p in (head.weight, *biases) if isinstance(p, Tensor)}
     return found

@@ -215,7 +215,9 @@ class Evaluate(Section):
     resamples: Annotated[int, Field(ge=100)] = Field(
         10_000, description="Bootstrap resamples of an interval."
     )
-    latency_rows: Count = Field(200, description="Test rows that are timed.")
+    latency_rows: Annotated[int, Field(ge=0)] = Field(
+        200, description="Test rows that are timed one by one; 0 measures no latency."
+    )
     flip_rate: Annotated[float, Field(ge=0, le=1)] = Field(
         0.005, description="Highest share of decisions an fp32 export may change."
     )

@@ -19,6 +19,7 @@ from .schema import Recipe
 TOPICS = ("card", "cash", "rate", "loan", "fees", "bank")
 ACTIONS = ("open", "close", "find", "check", "change", "report", "cancel", "order")
 OBJECTS = ("account", "payment", "transfer", "statement", "limit", "address", "receipt", "refund")
+UNUSED = ("violin", "glacier", "pepper", "orbit")  # words no row has: what vocabulary cuts take
 SPECIALS = {
     "bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
     "roberta": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
@@ -66,7 +67,7 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
         values["prune"] |= {"layers": keep, "calibration_rows": 32, "round_to": None}
         if values["prune"]["intermediate_size"]:
             values["prune"]["intermediate_size"] = WIDTH // 2
-    values["evaluate"] |= {"resamples": 200, "latency_rows": 20, "metrics": [
+    values["evaluate"] |= {"resamples": 200, "latency_rows": min(recipe.evaluate.latency_rows, 20), "metrics": [
         name for name in recipe.evaluate.metrics if name in get_task(recipe.task).metrics
     ]}  # fmt: skip
     return Recipe.model_validate(values)
@@ -120,7 +121,7 @@ def _write_rows(recipe: Recipe, folder: Path) -> dict[str, str]:
 
 
 def _write_model(architecture: str, folder: Path, layers: int, hidden: int) -> None:
-    """Saves a randomly initialised backbone and a tokenizer trained on the rows."""
+    """Saves a randomly initialised backbone and a tokenizer that knows the rows' words."""
     import torch
     import transformers
 
@@ -149,39 +150,20 @@ def _write_model(architecture: str, folder: Path, layers: int, hidden: int) -> N
 
 
 def _tokenizer(architecture: str) -> Any:
-    import tokenizers
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+    """A tokenizer of the architecture's kind, its vocabulary written by hand.
+
+    The trainers of `tokenizers` break ties differently in every process, and two smoke runs of one
+    recipe must give the same student.
+    """
     from transformers import PreTrainedTokenizerFast
 
-    texts = [text for text, _ in _sentences()]
-    if architecture == "roberta":
-        specials = SPECIALS["roberta"]
-        backend = tokenizers.Tokenizer(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        backend.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer: Any = trainers.BpeTrainer(
-            vocab_size=400, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
-        )
-        backend.train_from_iterator(texts, trainer)
-        backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    kind = "roberta" if architecture == "roberta" else "bert"
+    backend = _byte_pairs() if kind == "roberta" else _word_pieces()
+    specials = SPECIALS[kind]
+    if kind == "roberta":
         names = dict(zip(("bos", "pad", "eos", "unk", "mask"), specials, strict=True))
         names |= {"cls": "<s>", "sep": "</s>"}
     else:
-        specials = SPECIALS["bert"]
-        backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        backend.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=300, special_tokens=specials, show_progress=False
-        )
-        backend.train_from_iterator(texts, trainer)
-        # The trainer gives the specials the first ids, in order.
-        ids = {name: i for i, name in enumerate(specials)}
-        backend.post_processor = processors.BertProcessing(
-            ("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"])
-        )
         names = dict(zip(("pad", "unk", "cls", "sep", "mask"), specials, strict=True))
     inputs = ["input_ids", "attention_mask"]
     inputs += ["token_type_ids"] if architecture == "bert" else []
@@ -192,3 +174,44 @@ def _tokenizer(architecture: str) -> Any:
         model_max_length=128,
         **{f"{name}_token": token for name, token in names.items()},
     )
+
+
+def _words() -> list[str]:
+    texts = [*(text for text, _ in _sentences()), "the answer to"]
+    return sorted({word for text in texts for word in text.lower().split()} | set(UNUSED))
+
+
+def _word_pieces() -> Any:
+    """WordPiece: specials, every printable character alone and within a word, and whole words."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    characters = [chr(i) for i in range(33, 127) if not chr(i).isupper()]
+    within = [f"##{c}" for c in characters if c.isalnum()]
+    words = [word for word in _words() if len(word) > 1]
+    vocabulary = {t: i for i, t in enumerate([*SPECIALS["bert"], *characters, *within, *words])}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    ends = ("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"])
+    backend.post_processor = processors.BertProcessing(*ends)
+    return backend
+
+
+def _byte_pairs() -> Any:
+    """Byte-level BPE: specials, every byte, and the merges that build each word from its left."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    tokens = [*SPECIALS["roberta"], *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    merges: dict[tuple[str, str], None] = {}
+    space = "\u0120"  # how byte-level BPE writes a space
+    for word in [start + word for word in _words() for start in ("", space)]:
+        for end in range(1, len(word)):
+            merges.setdefault((word[:end], word[end]))
+            vocabulary.setdefault(word[: end + 1], len(vocabulary))
+    backend = Tokenizer(models.BPE(vocabulary, list(merges)))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return backend

@@ -72,7 +72,7 @@ def evaluate_stage(
         found["models"] = _costs(rows, contenders)
         found["vocabulary"] = _tokens(rows, contenders)
         found["differing"] = _differing(rows, scores, contenders)
-        if any(not c.recorded for c in timed):
+        if recipe.evaluate.latency_rows and any(not c.recorded for c in timed):
             context.bar.update(0, 1, "timing")
             found["measurements"] = _measure(recipe, rows, timed, smoke=smoke)
         _keep(context.out, scores)

@@ -34,14 +34,14 @@ def test_a_run_needs_no_test_row_between_data_and_evaluate(
         return folder
 
     monkeypatch.setattr(Store, "ensure", guarded)
-    recipe = check(name, ["export=[]", "evaluate.resamples=100"])
+    recipe = check(name, ["export=[]", "evaluate.resamples=100", "evaluate.latency_rows=0"])
     result = pipeline.run_recipe(recipe, out=tmp_path / "run", smoke=True, quiet=True)
     assert made.index("data") == 0 and "distill" in made and len(hidden) == 2
     assert result.report is not None and result.report["quality"]["examples"] == 64
 
 
 def test_no_training_text_is_a_test_text(tmp_path: Path) -> None:
-    recipe = check("query_intent", ["export=[]", "evaluate.resamples=100"])
+    recipe = check("query_intent", ["export=[]", "evaluate.resamples=100", "evaluate.latency_rows=0"])
     result = pipeline.run_recipe(recipe, out=tmp_path / "run", smoke=True, quiet=True)
     data = Data.open(result.folder / "stages" / "data")
     tests = set(data.split("test")["text"][:])
