@@ -348,6 +348,16 @@ def training_arguments(
         raise RecipeError(f"{where}.arguments: {error}") from error
 
 
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Gives every dropout of a model this probability; the config that is saved keeps its own."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+        for name in ("dropout_prob", "attention_dropout", "dropout_p"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, probability)
+
+
 def last_checkpoint(folder: Path, world_size: int) -> Path | None:
     """The newest checkpoint that was written whole; newer ones that were not are removed.
 

@@ -50,13 +50,12 @@ def sample_rows(
     """
     draw = np.random.default_rng(seed)
     drawn = draw.permutation(len(texts))[: count + HELD_OUT].tolist()
-    found: dict[tuple[str, str | None, str], Row] = {}
+    found: dict[tuple[tuple[int, ...], ...], Row] = {}
     for i in drawn:
         role = roles if isinstance(roles, str) else roles[i] if roles is not None else "text"
-        pair = None if pairs is None else pairs[i]
-        key = (texts[i], pair, role)
-        if key not in found:
-            found[key] = model.tokenize([key[0]], None if pair is None else [pair], role)[0]
+        pair = None if pairs is None else [pairs[i]]
+        (row,) = model.tokenize([texts[i]], pair, role)
+        found.setdefault(tuple(map(tuple, row.values())), row)
     rows = list(found.values())
     if len(rows) < 2:
         raise RecipeError(

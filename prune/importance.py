@@ -98,14 +98,13 @@ def channel_importance(
     """An FFN channel's contribution to the FFN's output: E[h_j²] · ‖w_j‖².
 
     Args:
-        second_moment: E[h hᵀ] of the channels, (C, C), or its diagonal, (C,).
+        second_moment: E[h_j²] of the channels, (C,).
         weight: The output projection, (H, C).
 
     Returns:
         (C,).
     """
-    squares = np.diag(second_moment) if second_moment.ndim == 2 else second_moment
-    scores: NDArray[np.float64] = squares * (weight**2).sum(0)
+    scores: NDArray[np.float64] = second_moment * (weight**2).sum(0)
     return scores
 
 

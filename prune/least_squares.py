@@ -21,11 +21,13 @@ FLOOR = 1e-6
 class Moments:
     """Weighted second moments of features and target, summed batch by batch in float64.
 
-    Memory is that of the moments, whatever the number of rows.
+    Memory is that of the moments, whatever the number of rows. Sums are taken around the first
+    batch's means, so that large means do not swallow small variances.
     """
 
     def __init__(self, features: int, targets: int) -> None:
         self.tokens = 0
+        self._shift: tuple[Tensor, Tensor] | None = None
         self._features: NDArray[np.float64] = np.zeros((features + 1, features + 1))
         self._cross: NDArray[np.float64] = np.zeros((features + 1, targets))
 
@@ -37,6 +39,11 @@ class Moments:
             target: (N, H).
             weight: (N,), above 0.
         """
+        if not len(features):
+            return
+        if self._shift is None:
+            self._shift = features.mean(0), target.mean(0)
+        features, target = features - self._shift[0], target - self._shift[1]
         one = torch.ones(len(features), 1, dtype=features.dtype, device=features.device)
         wide = torch.cat([features, one], dim=1)
         weighted = wide * weight[:, None]
@@ -46,8 +53,8 @@ class Moments:
 
     def covariances(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Covariance of the features (F, F), and of features and target (F, H)."""
-        mean, target = self.means()
         total = self._features[-1, -1]
+        mean, target = self._features[-1, :-1] / total, self._cross[-1] / total
         return (
             self._features[:-1, :-1] / total - np.outer(mean, mean),
             self._cross[:-1] / total - np.outer(mean, target),
@@ -55,12 +62,14 @@ class Moments:
 
     def means(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Weighted mean of the features (F,) and of the target (H,)."""
+        assert self._shift is not None  # a row has tokens
         total = self._features[-1, -1]
-        return self._features[-1, :-1] / total, self._cross[-1] / total
+        features, target = (as_float64(shift) for shift in self._shift)
+        return features + self._features[-1, :-1] / total, target + self._cross[-1] / total
 
     def second_moment(self) -> NDArray[np.float64]:
-        """Weighted mean of h hᵀ, (F, F)."""
-        found: NDArray[np.float64] = self._features[:-1, :-1] / self._features[-1, -1]
+        """Weighted mean of the features' squares, (F,)."""
+        found: NDArray[np.float64] = np.diag(self.covariances()[0]) + self.means()[0] ** 2
         return found
 
 

@@ -137,7 +137,9 @@ class _Run:
             )
             made["distill-labels"] = ensure(stage)
             contenders.append(self._model("labels", made["distill-labels"]))
-        timed = [c for c in (contenders[0], contenders[1]) if not c.recorded]
+        # A smoke run's figures mean nothing: it times one side, and exports no teacher to time.
+        sides = contenders[1:2] if self.smoke else contenders[:2]
+        timed = [c for c in sides if not c.recorded]
         inputs = dict(made)
         for contender, folder in self._exported(data, teacher):
             inputs[contender.name] = folder
@@ -179,7 +181,7 @@ class _Run:
             path = folder.path / EXPORTED
             yield Contender("export", path, fmt, symmetric=self.recipe.symmetric), folder
         checkpoint = teacher_checkpoint(teacher.path)
-        if TIMED_EXPORT in self.recipe.export and checkpoint is not None:
+        if TIMED_EXPORT in self.recipe.export and checkpoint is not None and not self.smoke:
             stage = export_stage(name, TIMED_EXPORT, data, teacher, checkpoint, of="teacher")
             folder = self.store.ensure(stage)
             yield Contender("teacher", folder.path / EXPORTED, TIMED_EXPORT), folder

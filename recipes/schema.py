@@ -179,6 +179,9 @@ class Distill(Section):
     learning_rate: float = Field(3e-4, gt=0, description="Highest learning rate.")
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps it rises over.")
     precision: Precision = Field("auto", description=PRECISION)
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="Dropout while training; the checkpoint's own if null."
+    )
     losses: dict[str, WeightOrLoss] = Field(
         min_length=1, description="Each loss by name: its weight, or weight and options."
     )

@@ -49,14 +49,14 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
     values["data"]["files"] = files
     layers, keep = _layers(values.get("prune"))
     teacher = folder / "teacher"
-    _write_model(recipe.smoke.architecture, teacher, layers, HIDDEN)
+    write_model(recipe.smoke.architecture, teacher, layers, HIDDEN)
     values["teacher"] |= {
         "kind": "checkpoint", "model": str(teacher), "files": None, "revision": None,
     }  # fmt: skip
     if recipe.teacher.kind == "recorded" and get_task(recipe.task).signal == "class_logits":
         values["teacher"]["finetune"] = {"epochs": 1}
     if values["student"] is not None:
-        _write_model(recipe.smoke.architecture, folder / "student", layers, HIDDEN // 2)
+        write_model(recipe.smoke.architecture, folder / "student", layers, HIDDEN // 2)
         values["student"] |= {"model": str(folder / "student"), "revision": None}
     for section in (values["teacher"]["finetune"], values["distill"]):
         if section:
@@ -67,9 +67,12 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
         values["prune"] |= {"layers": keep, "calibration_rows": 32, "round_to": None}
         if values["prune"]["intermediate_size"]:
             values["prune"]["intermediate_size"] = WIDTH // 2
-    values["evaluate"] |= {"resamples": 200, "latency_rows": min(recipe.evaluate.latency_rows, 20), "metrics": [
-        name for name in recipe.evaluate.metrics if name in get_task(recipe.task).metrics
-    ]}  # fmt: skip
+    ours = [name for name in recipe.evaluate.metrics if name in get_task(recipe.task).metrics]
+    values["evaluate"] |= {
+        "resamples": 200,
+        "latency_rows": min(recipe.evaluate.latency_rows, 20),
+        "metrics": ours,
+    }
     return Recipe.model_validate(values)
 
 
@@ -120,7 +123,7 @@ def _write_rows(recipe: Recipe, folder: Path) -> dict[str, str]:
     return paths
 
 
-def _write_model(architecture: str, folder: Path, layers: int, hidden: int) -> None:
+def write_model(architecture: str, folder: Path, layers: int, hidden: int) -> None:
     """Saves a randomly initialised backbone and a tokenizer that knows the rows' words."""
     import torch
     import transformers

@@ -12,7 +12,7 @@ import torch
 from ..distill.capture import Stream
 from ..distill.outputs import TeacherOutputs
 from ..distill.rows import DistillRows, TokenRows
-from ..distill.trainer import WeightedLoss, train, training_arguments, weigh
+from ..distill.trainer import WeightedLoss, set_dropout, train, training_arguments, weigh
 from ..eval.checkpoints import save_model
 from ..eval.data import Data
 from ..eval.errors import RecipeError
@@ -102,6 +102,8 @@ def _train(
     settings: Distill,
 ) -> None:
     scratch = context.out / "training"
+    if settings.dropout is not None:
+        set_dropout(student, settings.dropout)
     rows = _rows(context, student, data, outputs, terms, said, settings)
     arguments = training_arguments(
         scratch,

@@ -76,7 +76,8 @@ def _cut(
 ) -> tuple[TextModel, dict[str, Any]]:
     prune = recipe.prune
     assert prune is not None
-    rows = _sample(chosen, prune.calibration_rows, recipe.seed)
+    # As many again, for the rows that the fit is measured on.
+    rows = _sample(chosen, 2 * prune.calibration_rows, recipe.seed)
     pruned = prune_model(
         model,
         [row[0] for row in rows],

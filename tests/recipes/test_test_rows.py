@@ -41,7 +41,9 @@ def test_a_run_needs_no_test_row_between_data_and_evaluate(
 
 
 def test_no_training_text_is_a_test_text(tmp_path: Path) -> None:
-    recipe = check("query_intent", ["export=[]", "evaluate.resamples=100", "evaluate.latency_rows=0"])
+    recipe = check(
+        "query_intent", ["export=[]", "evaluate.resamples=100", "evaluate.latency_rows=0"]
+    )
     result = pipeline.run_recipe(recipe, out=tmp_path / "run", smoke=True, quiet=True)
     data = Data.open(result.folder / "stages" / "data")
     tests = set(data.split("test")["text"][:])

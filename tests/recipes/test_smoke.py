@@ -1,0 +1,119 @@
+"""Every shipped recipe goes through all of its stages on a tiny model, and runs once only."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from paredown.recipes.api import check, run
+from paredown.recipes.loading import packaged_recipes
+
+Command = Callable[..., Any]
+HEADS = {"retrieval": AutoModel, "classification": AutoModelForSequenceClassification}
+
+
+@pytest.mark.parametrize("name", sorted(packaged_recipes()))
+def test_a_shipped_recipe_runs_from_end_to_end(
+    name: str, paredown: Command, tmp_path: Path
+) -> None:
+    done = paredown("run", name, "--smoke")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / f"{name}-smoke"
+    report = json.loads((folder / "report.json").read_text())
+    recipe = check(name)
+    assert report["smoke"] is True and report["schema"] == 1
+    assert [entry["format"] for entry in report["exports"]] == recipe.export
+    assert 0 < report["cost"]["ratio"]["flops"] < 1
+    assert (folder / "report.html").read_text().startswith("<!doctype html>")
+    assert f"runs/{name}-smoke/report.json" in done.stdout
+
+    loaded, info = HEADS[recipe.task].from_pretrained(folder / "student", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    count = sum(p.numel() for p in loaded.parameters())
+    assert count == report["cost"]["student"]["parameters"]
+
+    predict = folder / "export" / "onnx-int8" / "predict.py"
+    answers = subprocess.run(
+        [sys.executable, str(predict)],
+        input="open the card account\nfind the bank\n",
+        capture_output=True,
+        text=True,
+        check=True,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )
+    assert len([json.loads(line) for line in answers.stdout.splitlines()]) == 2
+
+    again = paredown("run", name, "--smoke")
+    assert again.returncode == 0 and "nothing to do" in again.stdout.lower()
+    everything = [p for p in (tmp_path / "runs").rglob("*") if p.is_file() and not p.is_symlink()]
+    assert not [p for p in everything if p.suffix in (".pt", ".pth", ".bin", ".pkl", ".npz")]
+    texts = [p for p in everything if p.suffix in (".json", ".html", ".md", ".yaml")]
+    shared = [p for p in texts if ".stages" not in p.parts]
+    assert not [p for p in shared if str(Path.home()) in p.read_text()]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        ["smoke.architecture=roberta", "prune.vocabulary=null"],
+        ["smoke.architecture=distilbert"],
+        ["symmetric=true"],
+        ["student={model: any/other}", "prune=null"],
+        ["evaluate.baselines=[labels]", "seeds=2"],
+        ["distill.losses={embedding_cosine: 1.0, hidden_mse: 0.1}"],
+        ["distill=null"],
+    ],
+    ids=lambda override: override[0],
+)
+def test_what_a_recipe_may_ask_for_works(override: list[str], tmp_path: Path) -> None:
+    short = ["export=[]", "evaluate.resamples=100", "evaluate.latency_rows=0"]
+    result = run("search_query", [*short, *override], smoke=True, out=tmp_path / "run")
+    assert result.report is not None
+    quality = result.report["quality"]
+    assert quality["retention"] is None or quality["retention"] > 0
+    if "seeds=2" in override:
+        assert [entry["seed"] for entry in quality["seeds"]] == [0, 1]
+        names = [entry["name"] for entry in quality["baselines"]]
+        assert any("labels" in name for name in names)
+
+
+def test_a_recorded_teacher_is_read_from_files(tmp_path: Path) -> None:
+    rows = [{"text": f"{word} card number {i}", "label": word} for i in range(30) for word in
+            ("open", "close")]  # fmt: skip
+    paths = {}
+    for split, part in (("train", rows[:48]), ("test", rows[48:])):
+        answers = [{**row, "scores": [0.1, 0.9] if row["label"] == "open" else [0.8, 0.2]}
+                   for row in part]  # fmt: skip
+        for kind, lines in (("rows", part), ("answers", answers)):
+            path = tmp_path / f"{split}-{kind}.jsonl"
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            paths[split, kind] = str(path)
+    student = tmp_path / "student"
+    from paredown.recipes.smoke import write_model
+
+    write_model("bert", student, layers=2, hidden=32)
+    recipe = {
+        "name": "recorded",
+        "task": "classification",
+        "data": {"files": {s: paths[s, "rows"] for s in ("train", "test")}},
+        "teacher": {
+            "kind": "recorded",
+            "files": {s: paths[s, "answers"] for s in ("train", "test")},
+        },
+        "student": {"model": str(student)},
+        "distill": {"epochs": 3, "losses": {"kl": 1.0}, "learning_rate": 1e-2},
+        "evaluate": {"latency_rows": 0, "resamples": 100},
+    }
+    report = run(recipe, out=tmp_path / "run").report
+    assert report is not None
+    assert report["quality"]["teacher"] == 1.0
+    assert report["cost"]["teacher"]["flops_per_example"] is None
+    assert report["cost"]["ratio"]["flops"] is None and report["verdict"] != "pass"
