@@ -1,6 +1,6 @@
 """Writes docs/performance.md from benchmarks/results/*.json.
 
-    python benchmarks/page.py
+python benchmarks/page.py
 """
 
 from __future__ import annotations

@@ -153,6 +153,7 @@ class Loss:
         uses: What it compares the student's values with: ``values`` (the teacher's), ``labels``,
             ``hidden`` (the teacher's token vectors) or ``documents`` (the text of each pair).
         options: Its options and their defaults.
+        choices: What an option that is a word may say.
     """
 
     name: str
@@ -160,6 +161,7 @@ class Loss:
     signals: tuple[str, ...]
     uses: str
     options: dict[str, Any] = field(default_factory=dict)
+    choices: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def needs_labels(self) -> bool:
@@ -207,7 +209,14 @@ for _loss in (
     Loss("kl", kl, ("class_logits",), "values", {"temperature": 1.0}),
     Loss("embedding_cosine", embedding_cosine, ("embedding",), "values"),
     Loss("embedding_mse", embedding_mse, ("embedding",), "values"),
-    Loss("similarity_kl", similarity_kl, ("embedding",), "values", {"temperature": 0.05}),
+    Loss(
+        "similarity_kl",
+        similarity_kl,
+        ("embedding",),
+        "values",
+        {"temperature": 0.05, "anchors": "batch"},
+        {"anchors": ("batch", "collection")},
+    ),
     Loss("hidden_mse", hidden_mse, _BOTH, "hidden", _LAYERS),
     Loss("contrastive", contrastive, ("embedding",), "documents", {"temperature": 0.05}),
 ):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .outputs import TeacherOutputs
 
 BLOCK = 2048
+ANCHORS = 4096  # texts of the collection that a batch is compared with
 MEGABATCH = 50  # batches sorted by length together, as transformers' LengthGroupedSampler does
 
 
@@ -110,6 +111,8 @@ class DistillRows(Dataset[int]):
         labels: The class of each row, (n,), −1 where there is none.
         documents: The tokens of the text that answers each row, for losses on pairs.
         hidden_layers: Teacher layers whose token vectors are fetched.
+        collection: The recorded items of the texts to be found, of which a batch gets some to
+            compare similarities with.
     """
 
     tokens: TokenRows
@@ -119,6 +122,7 @@ class DistillRows(Dataset[int]):
     labels: NDArray[np.int64] | None = None
     documents: TokenRows | None = None
     hidden_layers: Sequence[int] = ()
+    collection: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -132,6 +136,9 @@ class DistillRows(Dataset[int]):
         if self.outputs is not None and self.items is not None:
             items = self.items[np.asarray(rows)]
             batch["teacher_values"] = torch.from_numpy(self.outputs.values(items))
+            if self.collection is not None:
+                anchors = self._anchors(rows)
+                batch["teacher_collection"] = torch.from_numpy(self.outputs.values(anchors))
             for layer in self.hidden_layers:
                 batch[f"teacher_hidden_{layer}"] = self._hidden(layer, items, batch)
         if self.labels is not None:
@@ -140,6 +147,14 @@ class DistillRows(Dataset[int]):
             documents: Mapping[str, Tensor] = self.model.collate([self.documents[i] for i in rows])
             batch.update({f"document_{name}": value for name, value in documents.items()})
         return batch
+
+    def _anchors(self, rows: Sequence[int]) -> NDArray[np.int64]:
+        """Some texts of the collection, drawn by the batch's rows so that a resume draws them."""
+        assert self.collection is not None
+        if len(self.collection) <= ANCHORS:
+            return self.collection
+        draw = np.random.default_rng(list(rows))
+        return self.collection[np.sort(draw.choice(len(self.collection), ANCHORS, replace=False))]
 
     def _hidden(self, layer: int, items: NDArray[np.int64], batch: dict[str, Any]) -> Tensor:
         """The teacher's token vectors, padded like the batch, (B, T, H)."""

@@ -7,11 +7,12 @@ rows (`LengthSampler`), and the validation (the task's metric).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ..eval.models import ModelOutput, TextModel
 from .losses import Loss, get_loss
 from .rows import DistillRows, LengthSampler
 
+EAGER_TOKENS = 512
 # Fields that other parts of the recipe set; two places for one thing would contradict each other.
 RESERVED = {
     "output_dir": "--out",
@@ -74,6 +76,11 @@ def weigh(losses: Mapping[str, Any], signal: str) -> list[WeightedLoss]:
                 raise RecipeError(
                     f"The loss '{name}' has no option '{option}'.{nearest(option, loss.options)} "
                     f"It has: {', '.join(loss.options) or 'none'}."
+                )
+            known = loss.choices.get(option)
+            if known is not None and value not in known:
+                raise RecipeError(
+                    f"distill.losses.{name}.{option} is one of {', '.join(known)}, not {value!r}."
                 )
             if option == "temperature" and not value > 0:
                 raise RecipeError(f"distill.losses.{name}.temperature must be > 0, not {value}.")
@@ -213,6 +220,8 @@ class DistillTrainer(Trainer):
         if loss.uses == "documents":
             return loss.function(output.values, documents, **options)
         if loss.uses == "values":
+            if "anchors" in options:
+                options = {**options, "anchors": inputs.get(f"teacher_{options['anchors']}")}
             return loss.function(output.values, inputs["teacher_values"], **options)
         layers = self.accelerator.unwrap_model(self.model).layers
         values = [
@@ -358,6 +367,26 @@ def set_dropout(model: nn.Module, probability: float) -> None:
                 setattr(module, name, probability)
 
 
+@contextlib.contextmanager
+def attention_for_training(model: TextModel, on_cpu: bool) -> Iterator[None]:
+    """Trains with eager attention on a CPU, where torch's fused attention is slow backwards.
+
+    Measured on 2 cores with avx512_bf16, torch 2.13, a 2-layer student, 64 rows of 18 tokens: the
+    backward pass takes 41 ms instead of 88. Long rows stay with the fused one, whose memory does
+    not grow with the square of their length.
+    """
+    backbone = model.backbone
+    found = getattr(backbone.config, "_attn_implementation", None)
+    if not (on_cpu and found == "sdpa" and model.encoding.max_length <= EAGER_TOKENS):
+        yield
+        return
+    backbone.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        backbone.set_attn_implementation(found)
+
+
 def last_checkpoint(folder: Path, world_size: int) -> Path | None:
     """The newest checkpoint that was written whole; newer ones that were not are removed.
 
@@ -442,7 +471,8 @@ def train(
     barrier()
     if arguments.process_index != 0:
         found = last_checkpoint(folder, arguments.world_size)
-    trainer.train(resume_from_checkpoint=str(found) if found else None)
+    with attention_for_training(student, bool(arguments.use_cpu)):
+        trainer.train(resume_from_checkpoint=str(found) if found else None)
     state = trainer.state
     for parameter in student.parameters():
         parameter.requires_grad_(True)

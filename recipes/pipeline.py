@@ -14,6 +14,7 @@ from typing import Any
 
 from ..eval.errors import PareError, RunError
 from .contenders import Contender
+from .layer_maps import hidden_layers
 from .loading import dump_recipe
 from .progress import Display
 from .resolving import resolve
@@ -24,6 +25,7 @@ from .stage_data import data_stage
 from .stage_distill import distill_stage
 from .stage_evaluate import evaluate_stage
 from .stage_export import EXPORTED, export_stage
+from .stage_finetune import finetune_stage
 from .stage_prune import prune_stage
 from .stage_report import CARD, report_stage
 from .stage_teacher import CHECKPOINT, teacher_checkpoint, teacher_record, teacher_stage
@@ -115,8 +117,10 @@ class _Run:
         """Makes every stage; the last is the report."""
         recipe, ensure = self.recipe, self.store.ensure
         data = ensure(data_stage(recipe))
-        teacher = ensure(teacher_stage(recipe, data))
-        captured = ensure(capture_stage(recipe, data, teacher))
+        tuned = recipe.teacher.finetune is not None
+        teacher = ensure((finetune_stage if tuned else teacher_stage)(recipe, data))
+        layers = sorted(set(hidden_layers(recipe, teacher_checkpoint(teacher.path)).values()))
+        captured = ensure(capture_stage(recipe, data, teacher, layers))
         pruned = ensure(prune_stage(recipe, data, teacher, captured))
         made = {"data": data, "teacher": teacher, "capture": captured, "prune": pruned}
         contenders = [self._teacher(teacher)]

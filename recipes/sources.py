@@ -10,6 +10,7 @@ from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
+SILENT = ("store", "progress", "world", "sources", "schema", "consistency")
 PACKAGES = ("eval", "distill", "prune", "export", "recipes")
 
 
@@ -46,9 +47,10 @@ def _imports(package: str, module: str) -> tuple[tuple[str, str], ...]:
 def source_hash(package: str, module: str) -> str:
     """A sha256 over a module and every module of ours that it imports, however far.
 
-    ``recipes.store`` and what shows progress have no say in a result and are left out.
+    What runs stages, shows progress or checks recipes has no say in a result and is left out: what
+    a recipe says is in a stage's settings.
     """
-    silent = {("recipes", name) for name in ("store", "progress", "world", "sources")}
+    silent = {("recipes", name) for name in SILENT}
     seen: set[tuple[str, str]] = set()
     todo = [(package, module)]
     while todo:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..distill.capture import capture, record_given
-from ..distill.losses import LOSSES
 from ..distill.teachers import recorded_kind, recorded_values
-from ..distill.trainer import layer_map
-from ..eval.checkpoints import find_checkpoint, sha256
+from ..eval.checkpoints import sha256
 from ..eval.data import Data
 from ..eval.errors import RecipeError
 from ..eval.models import load_model
@@ -31,41 +28,19 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def layer_count(config: dict[str, Any]) -> int:
-    """Layers of a checkpoint, by the names its config may use."""
-    for name in ("num_hidden_layers", "n_layers", "n_layer", "num_layers"):
-        if name in config:
-            return int(config[name])
-    raise RecipeError("hidden_mse: the config does not say how many layers there are.")
+def capture_stage(
+    recipe: Recipe, data: Folder, teacher: Folder, layers: Sequence[int] = ()
+) -> Stage:
+    """Records the teacher on every distinct training and validation text, and the collection.
 
-
-def hidden_layers(recipe: Recipe, teacher: Path | None) -> dict[int, int]:
-    """For a loss on hidden states: student layer → teacher layer; empty where none asks."""
-    losses = recipe.distill.losses if recipe.distill else {}
-    asked = [name for name in losses if LOSSES[name].uses == "hidden"]
-    if not asked:
-        return {}
-    if teacher is None:
-        raise RecipeError(f"distill.losses.{asked[0]}: recorded outputs have no hidden states.")
-
-    def layers_in(folder: Path) -> int:
-        return layer_count(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-
-    of_teacher = of_student = layers_in(teacher)
-    if recipe.student is not None:
-        of_student = layers_in(find_checkpoint(recipe.student.model, recipe.student.revision))
-    cut = recipe.prune.layers if recipe.prune else None
-    if cut is not None:
-        of_student = len(cut) if isinstance(cut, list) else cut
-    options = losses[asked[0]].options
-    return layer_map(of_student, of_teacher, options.get("layers", "uniform"))
-
-
-def capture_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stage:
-    """Records the teacher on every distinct training and validation text, and the collection."""
+    Args:
+        recipe: For the precision and the size of batches and shards.
+        data: The rows.
+        teacher: Whom to ask.
+        layers: Its layers whose token vectors a loss asks for.
+    """
     task = get_task(recipe.task)
     checkpoint = teacher_checkpoint(teacher.path)
-    layers = sorted(set(hidden_layers(recipe, checkpoint).values()))
 
     def work(context: Context) -> None:
         rows = Data.open(context.inputs["data"])
@@ -91,7 +66,7 @@ def capture_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stage:
             precision=recipe.capture.precision,
             batch_tokens=recipe.capture.batch_tokens,
             shard_rows=recipe.capture.shard_rows,
-            hidden_layers=layers,
+            hidden_layers=list(layers),
             rank=context.world.rank,
             world_size=context.world.size,
             barrier=context.world.barrier,
@@ -101,7 +76,7 @@ def capture_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stage:
             kept = ("items", "tokens", "bytes_per_item")
             context.facts.update({k: outputs.manifest[k] for k in kept})
 
-    settings = {**recipe.capture.model_dump(), "task": task.name, "hidden_layers": layers}
+    settings = {**recipe.capture.model_dump(), "task": task.name, "hidden_layers": list(layers)}
     inputs = {"data": data, "teacher": teacher}
     return Stage("capture", "stage_capture", settings, inputs, work, shared=checkpoint is not None)
 

@@ -18,8 +18,8 @@ from ..eval.data import Data
 from ..eval.errors import RecipeError
 from ..eval.models import TextModel, load_model
 from ..eval.tasks import Task, get_task
+from .layer_maps import hidden_layers
 from .schema import Distill, Recipe
-from .stage_capture import hidden_layers
 from .stage_teacher import CHECKPOINT, teacher_checkpoint
 from .store import Context, Folder, Stage
 from .task_rows import (
@@ -161,6 +161,7 @@ def _rows(
     folder = context.out / "training" / f"tokens-{context.world.rank}"
     found = streams(data, task)
     uses = {term.loss.uses for term in terms}
+    anchored = any(term.options.get("anchors") == "collection" for term in terms)
     if "documents" in uses:
         queries, texts = paired_texts(data)
         every = found["train.query"]
@@ -182,6 +183,7 @@ def _rows(
         outputs=outputs if uses & {"values", "hidden"} else None,
         labels=labels_of(data) if "labels" in uses else None,
         documents=documents,
+        collection=outputs.items("collection.text") if anchored else None,
         hidden_layers=sorted(set(said["layers"].values())) if "hidden" in uses else (),
     )
 

@@ -1,23 +1,18 @@
-"""Stage ``teacher``: a checkpoint as it is, or fine-tuned on the task; or none, but its answers."""
+"""Stage ``teacher``: a checkpoint as it is; or none, but its answers."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-from ..distill.rows import DistillRows, TokenRows
-from ..distill.trainer import train, training_arguments, weigh
-from ..eval.checkpoints import find_checkpoint, save_model, sha256
+from ..eval.checkpoints import find_checkpoint, sha256
 from ..eval.data import Data
 from ..eval.errors import RecipeError, RunError
-from ..eval.metrics import score_classes
-from ..eval.models import TextModel, load_model
+from ..eval.models import load_model
 from ..eval.tasks import Task, get_task
-from .schema import Finetune, Recipe
+from .schema import Recipe
 from .store import Context, Folder, Stage
-from .task_rows import labels_of, streams
 
 RECORD = "teacher.json"
 CHECKPOINT = "checkpoint"
@@ -38,38 +33,26 @@ def model_options(section: Any) -> dict[str, Any]:
 
 
 def teacher_stage(recipe: Recipe, data: Folder) -> Stage:
-    """Finds the teacher, and trains it on the task where the recipe says so."""
+    """Finds the teacher, and takes it as it is."""
     teacher, task = recipe.teacher, get_task(recipe.task)
     if teacher.kind == "recorded":
         return _recorded_stage(recipe)
     assert teacher.model is not None
     found = find_checkpoint(teacher.model, teacher.revision)
     settings = {"identity": identity(found), **model_options(teacher), "task": task.name}
-    if teacher.finetune is not None:
-        settings |= {"finetune": teacher.finetune.model_dump(), "seed": recipe.seed}
 
     def work(context: Context) -> None:
-        if teacher.finetune is None:
-            _check_head(found, task, Data.open(context.inputs["data"]))
-            record = {"kind": "checkpoint", "path": str(found.resolve()), **_named(recipe)}
-        else:
-            finetune(context, found, recipe, teacher.finetune)
-            record = {"kind": "checkpoint", "path": CHECKPOINT, **_named(recipe)}
-        if context.world.main:
-            (context.out / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        _check_head(found, task, Data.open(context.inputs["data"]))
+        write_record(context.out, str(found.resolve()), recipe)
 
-    return Stage(
-        "teacher",
-        "stage_teacher",
-        settings,
-        {"data": data},
-        work,
-        shared=teacher.finetune is not None,
-    )
+    return Stage("teacher", "stage_teacher", settings, {"data": data}, work)
 
 
-def _named(recipe: Recipe) -> dict[str, Any]:
-    return {"name": recipe.teacher.model, "revision": recipe.teacher.revision}
+def write_record(out: Path, path: str, recipe: Recipe) -> None:
+    """Says in ``teacher.json`` where the checkpoint is and what the recipe calls it."""
+    named = {"name": recipe.teacher.model, "revision": recipe.teacher.revision}
+    record = {"kind": "checkpoint", "path": path, **named}
+    (out / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 def _recorded_stage(recipe: Recipe) -> Stage:
@@ -121,62 +104,3 @@ def _check_head(found: Path, task: Task, data: Data) -> None:
             f"({', '.join((data.labels or [])[:4])} …). Add teacher.finetune to train it on the "
             "task, or give a teacher with these classes in this order (sorted by name)."
         )
-
-
-def finetune(context: Context, found: Path, recipe: Recipe, settings: Finetune) -> None:
-    """Trains a checkpoint on the task's labelled rows and saves the best epoch's weights."""
-    task = get_task(recipe.task)
-    if task.signal != "class_logits":
-        raise RecipeError(
-            f"teacher.finetune trains on class labels; a teacher for {task.name} is taken as it "
-            "is. Leave it out."
-        )
-    import numpy as np
-    import torch
-
-    data = Data.open(context.inputs["data"])
-    torch.manual_seed(recipe.seed)  # the new head
-    model = load_model(found, task, labels=data.labels, **model_options(recipe.teacher))
-    stream = streams(data, task)["train.text"]
-    labels = labels_of(data)
-    kept = np.flatnonzero(labels >= 0)
-    if not len(kept):
-        raise RecipeError("teacher.finetune needs training rows with labels; there is none.")
-    stream = type(stream)(stream.name, *stream.read(kept.tolist()))
-    scratch = context.out / "training"
-    tokens = TokenRows(model, [stream], scratch / f"tokens-{context.world.rank}")
-    rows = DistillRows(tokens, model, labels=labels[kept])
-    arguments = training_arguments(
-        scratch,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        warmup=0.1,
-        precision=settings.precision,
-        seed=recipe.seed,
-        metric="accuracy",
-        world_size=context.world.size,
-        extra=settings.arguments,
-        where="teacher.finetune",
-    )
-
-    def validate(student: TextModel) -> dict[str, float]:
-        held = data.split("validation")
-        pairs = held["text_pair"][:] if "text_pair" in held.column_names else None
-        logits = student.predict(held["text"][:], pairs, precision=settings.precision)
-        return score_classes(logits, np.asarray(held["label"][:])).values()
-
-    terms = weigh({"cross_entropy": 1.0}, task.signal)
-    trained = train(
-        model,
-        rows,
-        terms,
-        arguments,
-        validate=validate,
-        barrier=context.world.barrier,
-        progress=context.bar.update,
-    )
-    if context.world.main:
-        save_model(model.cpu(), context.out / CHECKPOINT)
-        shutil.rmtree(scratch)
-        context.facts["training"] = {"steps": trained.steps, "history": trained.history}
