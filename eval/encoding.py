@@ -89,7 +89,7 @@ def _prompts(folder: Path) -> dict[str, str]:
 
 
 def _tokenizer_limit(folder: Path) -> int | None:
-    """The tokenizer's own limit, which `save_model` writes for classifiers; huge stands for none."""
+    """The tokenizer's own limit, which `save_model` writes for classifiers; huge is none."""
     path = folder / "tokenizer_config.json"
     limit = _read(path).get("model_max_length") if path.exists() else None
     return int(limit) if isinstance(limit, int | float) and 0 < limit < 10**6 else None
