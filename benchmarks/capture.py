@@ -26,7 +26,7 @@ from paredown.eval.models import TextModel, autocast, load_model
 from paredown.eval.python_docs import build
 from paredown.eval.tasks import RETRIEVAL
 
-BATCH_TOKENS = 8192
+BATCH_TOKENS = 2048
 
 
 def captured(model: TextModel, streams: list[Stream], precision: str, tokens: int) -> float:
@@ -52,7 +52,7 @@ def bare(model: TextModel, batches: list[dict[str, torch.Tensor]], tokens: int, 
 def main() -> None:
     """Runs both sides in turns."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--texts", type=int, default=6000, help="texts recorded a round")
+    parser.add_argument("--texts", type=int, default=3000, help="texts recorded a round")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     precision = resolve_precision("auto").name

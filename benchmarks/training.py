@@ -112,7 +112,7 @@ def theirs(work: Work, after: list[float], **options: object) -> float:
 def main() -> None:
     """Runs both sides in turns, twice."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--texts", type=int, default=8000)
+    parser.add_argument("--texts", type=int, default=4000)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()

@@ -80,7 +80,8 @@ def _prompts(folder: Path) -> dict[str, str]:
     config = _read(path) if path.exists() else {}
     given = {str(k): str(v) for k, v in (config.get("prompts") or {}).items() if v}
     default = given.get(config.get("default_prompt_name") or "", "")
-    aliases = {"query": ("query",), "document": ("document", "passage", "corpus"), "text": ()}
+    documents = ("document", "passage", "corpus")
+    aliases = {"query": ("query",), "document": documents, "text": ("text",)}
     found = {
         role: next((given[name] for name in names if name in given), default)
         for role, names in aliases.items()
