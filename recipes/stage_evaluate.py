@@ -259,7 +259,7 @@ def _measure(
     rows_timed = np.linspace(0, len(rows.texts) - 1, max(count, 512)).astype(int)
     texts = [rows.texts[i] for i in rows_timed]
     pairs = None if rows.pairs is None else [rows.pairs[i] for i in rows_timed]
-    return measure(engines, texts, pairs, runs=count)
+    return measure(engines, texts, pairs, runs=count, offline_rows=256)
 
 
 def _keep(out: Path, scores: dict[str, Scores]) -> None:

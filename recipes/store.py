@@ -10,6 +10,8 @@ kill.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import hashlib
 import json
 import os
@@ -186,6 +188,7 @@ class Store:
             text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
             (work / RECORD).write_text(text, encoding="utf-8")
         os.replace(work, final)
+        release_memory()
         self.display.say(f"  {stage.name:<12} {record['seconds']:8.1f} s")
 
     def _run(self, stage: Stage, work: Path) -> Context:
@@ -263,6 +266,13 @@ def _space_left(folder: Path) -> Iterator[None]:
                 "command again: what was finished is kept."
             ) from error
         raise
+
+
+def release_memory() -> None:
+    """Gives freed memory back to the system, where the C library can."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def reset_peak_memory() -> None:
