@@ -58,8 +58,10 @@ def recorded_values(
     if not np.isfinite(out).all():
         raise DataError(f"{where}: {kind} has values that are not finite numbers.")
     if kind == "scores":
-        if (out < 0).any():
-            raise DataError(f"{where}: scores are probabilities, but some are below 0.")
+        if (out < 0).any() or not (out.sum(1) > 0).all():
+            raise DataError(
+                f"{where}: scores are probabilities, but a row has some below 0, or nothing above."
+            )
         out = np.log(np.maximum(out / out.sum(1, keepdims=True), SMALLEST))
     return out
 

@@ -41,6 +41,7 @@ RESERVED = {
     "train_sampling_strategy": "nothing (paredown's own sampler resumes exactly)",
     "remove_unused_columns": "nothing (rows have no columns here)",
     "metric_for_best_model": "target.metric",
+    "use_cpu": "ACCELERATE_USE_CPU=true in the environment",
     "push_to_hub": "nothing (a run publishes nothing)",
 }
 
@@ -134,6 +135,11 @@ class Distiller(nn.Module):
             # The stock class has a pooler that an embedding does not use.
             for name, parameter in student.backbone.named_parameters():
                 parameter.requires_grad_(not name.startswith("pooler."))
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """What the Trainer calls where ``gradient_checkpointing`` is asked for."""
+        backbone: Any = self.student.backbone
+        backbone.gradient_checkpointing_enable(**options)
 
     def forward(self, **batch: Tensor) -> tuple[ModelOutput, dict[int, Tensor], Tensor | None]:
         """Gives the signal, the projected hidden states by student layer, and the documents'."""
@@ -270,6 +276,15 @@ class _Report(TrainerCallback):
         self.progress(state.global_step, state.max_steps)
 
 
+# Fields that the Trainer reads in places that paredown replaces.
+WITHOUT_EFFECT = {
+    "label_smoothing_factor": "the losses of distill.losses are used as they are",
+    "eval_on_start": "the student as cut is always evaluated",
+    "push_to_hub_model_id": "a run publishes nothing",
+    "include_for_metrics": "validation uses the task's metrics",
+}
+
+
 def check_argument(name: str) -> None:
     """Checks the name of a training argument.
 
@@ -277,6 +292,8 @@ def check_argument(name: str) -> None:
         RecipeError: If it is no field of ``TrainingArguments``, or another key sets it.
     """
     known = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}
+    if name in WITHOUT_EFFECT:
+        raise RecipeError(f"TrainingArguments.{name} has no effect: {WITHOUT_EFFECT[name]}.")
     if name in RESERVED:
         raise RecipeError(f"TrainingArguments.{name} is set by {RESERVED[name]}.")
     if name not in known:

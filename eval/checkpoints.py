@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import torch
 
 from .encoding import write_encoding
 from .errors import RunError
-from .models import TextModel, load_model, no_loading_bar
+from .models import TOKENIZER_FILES, TextModel, load_model, no_loading_bar
 from .tasks import TASKS
 
 if TYPE_CHECKING:
@@ -90,8 +91,9 @@ def find_checkpoint(name: str, revision: str | None = None) -> Path:
                 local_files_only=local,
                 etag_timeout=5,
             )
-            if (Path(found) / "config.json").exists():
+            if _whole(Path(found)):
                 return Path(found)
+            reason = "its files are incomplete"
         except HFValidationError as error:
             raise RunError(f"'{name}' is neither a folder nor a hub name.") from error
         except Exception as error:  # the hub's client raises a dozen unrelated kinds when offline
@@ -112,6 +114,17 @@ def find_checkpoint(name: str, revision: str | None = None) -> Path:
             else "."
         )
     )
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a snapshot of the hub has all of a checkpoint; a cache may hold single files."""
+    index = folder / "model.safetensors.index.json"
+    names = {"model.safetensors"}
+    if index.exists():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    tokenizer = any((folder / name).exists() for name in TOKENIZER_FILES)
+    weights = all((folder / name).exists() for name in names)
+    return (folder / "config.json").exists() and tokenizer and weights
 
 
 def _offline_copy(name: str) -> Path | None:

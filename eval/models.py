@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 Row = dict[str, list[int]]
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -250,11 +257,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """
     from transformers import AutoTokenizer
 
-    known = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
-    if not any((folder / name).exists() for name in known):
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
         raise RunError(
-            f"The checkpoint '{folder.name}' has no tokenizer (none of {', '.join(known)}); "
-            "save one beside the model with tokenizer.save_pretrained(folder)."
+            f"The checkpoint '{folder.name}' has no tokenizer (none of "
+            f"{', '.join(TOKENIZER_FILES)}); save one beside the model with "
+            "tokenizer.save_pretrained(folder)."
         )
     tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), use_fast=True)
     if not tokenizer.is_fast:

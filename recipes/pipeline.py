@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..eval.errors import PareError, RunError
+from ..eval.errors import RunError
 from .contenders import Contender
 from .layer_maps import hidden_layers
-from .loading import dump_recipe
 from .progress import Display
 from .resolving import resolve
+from .run_folder import claim, fill
 from .schema import Recipe
-from .smoke import smoke_recipe
+from .smoke import smoke_recipe, write_stand_ins
 from .stage_capture import capture_stage
 from .stage_data import data_stage
 from .stage_distill import distill_stage
@@ -27,10 +25,10 @@ from .stage_evaluate import evaluate_stage
 from .stage_export import EXPORTED, export_stage
 from .stage_finetune import finetune_stage
 from .stage_prune import prune_stage
-from .stage_report import CARD, report_stage
+from .stage_report import report_stage
 from .stage_teacher import CHECKPOINT, teacher_checkpoint, teacher_record, teacher_stage
 from .store import Folder, Store
-from .world import World, join_world
+from .world import join_world
 
 RUNS = Path("runs")
 TIMED_EXPORT = "onnx"
@@ -79,10 +77,12 @@ def run_recipe(
     world = join_world()
     resolved = resolve(recipe)
     folder = out or RUNS / (f"{recipe.name}-smoke" if smoke else recipe.name)
+    if world.main:
+        claim(folder)
+        if smoke:
+            write_stand_ins(resolved, folder / "smoke")
+    world.barrier()
     if smoke:
-        if world.main:
-            smoke_recipe(resolved, folder / "smoke")
-        world.barrier()
         resolved = resolve(smoke_recipe(resolved, folder / "smoke"))
     command = shlex.join(argv) if argv else f"paredown run {recipe.name}" + " --smoke" * smoke
     display = Display(quiet=quiet or not world.main)
@@ -93,7 +93,8 @@ def run_recipe(
         report = run.stages()
         finished = all(stage.cached for stage in store.made)
         if world.main:
-            _fill(folder, resolved, run, report)
+            student = run.students[0][1]
+            fill(folder, resolved, store.made, student, run.exports, report)
         world.barrier()
     finally:
         display.close()
@@ -204,52 +205,3 @@ class _Run:
                     f"The {fmt} export decides {rate:.2%} of the test rows otherwise than the "
                     f"student it was made from; evaluate.flip_rate allows {limit:.2%}."
                 )
-
-
-def _fill(folder: Path, recipe: Recipe, run: _Run, report: Folder) -> None:
-    """Makes the run's folder say what the stages hold; ``report.json`` comes last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    mark = folder / "report.json"
-    current = report.path / "report.json"
-    if mark.exists() and mark.read_bytes() == current.read_bytes():
-        return
-    mark.unlink(missing_ok=True)
-    try:
-        (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-        _link(folder / "stages", {stage.name: stage.path for stage in run.store.made})
-        _copy(run.students[0][1].path / CHECKPOINT, folder / "student")
-        shutil.copyfile(report.path / "card" / CARD, folder / "student" / CARD)
-        for fmt, stage in run.exports.items():
-            _copy(stage.path / EXPORTED, folder / "export" / fmt)
-        for stale in (folder / "export").glob("*"):
-            if stale.name not in run.exports:
-                shutil.rmtree(stale)
-        shutil.copyfile(report.path / "report.html", folder / "report.html")
-        shutil.copyfile(current, mark.with_suffix(".part"))
-        os.replace(mark.with_suffix(".part"), mark)
-    except OSError as error:
-        raise RunError(
-            f"Cannot write the run's folder '{folder}': {error.strerror or error}. The stages are "
-            "kept; run the same command again."
-        ) from error
-
-
-def _copy(source: Path, target: Path) -> None:
-    """A copy, not a link: whoever changes the run's student must not change the store's."""
-    if target.exists():
-        shutil.rmtree(target)
-    shutil.copytree(source, target)
-
-
-def _link(folder: Path, stages: Mapping[str, Path]) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir()
-    for name, path in stages.items():
-        try:
-            (folder / name).symlink_to(os.path.relpath(path, folder), target_is_directory=True)
-        except OSError:  # a file system without links
-            shutil.copytree(path, folder / name)
-
-
-__all__ = ["PareError", "RunResult", "World", "run_recipe"]

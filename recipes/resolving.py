@@ -48,18 +48,41 @@ def _losses(recipe: Recipe, task: Task) -> Iterator[Problem]:
     for name, given in recipe.distill.losses.items():
         path = ("distill", "losses", name)
         try:
-            known = get_loss(name, task.signal).options
+            loss = get_loss(name, task.signal)
+            known = loss.options
         except RecipeError as error:
             yield Problem(path, str(error))
             continue
+        if loss.uses == "documents" and recipe.distill.texts not in (None, ["queries"]):
+            yield Problem(
+                ("distill", "texts"),
+                f"'{name}' is trained on queries and their texts; leave it out, or say [queries].",
+            )
+        if name == "hidden_mse" and not _layer_map(given.options.get("layers", "uniform")):
+            yield Problem(
+                (*path, "layers"),
+                "expected uniform, last, or a map {student layer: teacher layer}.",
+            )
         for option, value in given.options.items():
             if option not in known:
                 has = f"It has: {', '.join(known)}." if known else "It has none."
                 yield Problem(
                     (*path, option), f"'{name}' has no such option.{nearest(option, known)} {has}"
                 )
+            elif option in loss.choices and value not in loss.choices[option]:
+                words = loss.choices[option]
+                yield Problem(
+                    (*path, option),
+                    f"expected {' or '.join(words)}, got {value!r}.{nearest(str(value), words)}",
+                )
             elif isinstance(known[option], float) and not _positive(value):
                 yield Problem((*path, option), f"expected a number above 0, got {value!r}.")
+
+
+def _layer_map(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(str(part).isdigit() for pair in value.items() for part in pair)
+    return value in ("uniform", "last")
 
 
 def _positive(value: object) -> bool:
@@ -134,7 +157,11 @@ def resolve(recipe: Recipe, device: str | None = None) -> Recipe:
 
         distill = values["distill"]
         if task.signal == "embedding":
-            distill["texts"] = recipe.distill.texts or ["queries", "collection"]
+            pairs = any(
+                get_loss(name, task.signal).uses == "documents" for name in recipe.distill.losses
+            )
+            default = ["queries"] if pairs else ["queries", "collection"]
+            distill["texts"] = recipe.distill.texts or default
         for name, loss in recipe.distill.losses.items():
             defaults = get_loss(name, task.signal).options
             distill["losses"][name] = {"weight": loss.weight, **defaults, **loss.options}

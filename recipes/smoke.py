@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,37 +29,65 @@ SPECIALS = {
 HIDDEN, HEADS, WIDTH, EPOCHS = 32, 2, 64, 2
 
 
-def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
-    """Makes a tiny teacher and tiny files, and the recipe that uses them.
-
-    Args:
-        recipe: The real one; its stages and options stay, its sizes shrink.
-        folder: Where model and files go.
+def write_stand_ins(recipe: Recipe, folder: Path) -> None:
+    """Writes the tiny teacher, the other student if there is one, and the rows.
 
     Raises:
         RecipeError: If the recipe does not say which architecture the tiny teacher has.
     """
+    architecture = _architecture(recipe)
+    layers, _ = _layers(recipe.prune.model_dump() if recipe.prune else None)
+    _write_rows(recipe, folder / "data")
+    write_model(architecture, _teacher(recipe, folder), layers, HIDDEN)
+    if recipe.student is not None:
+        write_model(architecture, _student(recipe, folder), layers, HIDDEN // 2)
+
+
+def _architecture(recipe: Recipe) -> str:
     if recipe.smoke is None:
         raise RecipeError(
             "--smoke needs to know the architecture of the tiny teacher: add smoke: "
             "{architecture: bert} (or roberta, distilbert) to the recipe."
         )
-    files = _write_rows(recipe, folder / "data")
+    return recipe.smoke.architecture
+
+
+def _teacher(recipe: Recipe, folder: Path) -> Path:
+    layers, _ = _layers(recipe.prune.model_dump() if recipe.prune else None)
+    return folder / f"teacher-{_architecture(recipe)}-{layers}"
+
+
+def _student(recipe: Recipe, folder: Path) -> Path:
+    return folder / _teacher(recipe, folder).name.replace("teacher", "student")
+
+
+def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe that runs on the stand-ins of `write_stand_ins`.
+
+    Args:
+        recipe: The real one; its stages and options stay, its sizes shrink.
+        folder: Where model and files are.
+
+    Raises:
+        RecipeError: If the recipe does not say which architecture the tiny teacher has.
+    """
+    files = {split: str(folder / "data" / f"{split}.jsonl") for split in ("train", "test")}
     values = recipe.model_dump(mode="json")
     values["name"] = f"{recipe.name}-smoke"
     values["data"] |= {"source": None, "config": None, "revision": None, "columns": {}}
     values["data"]["files"] = files
-    layers, keep = _layers(values.get("prune"))
-    teacher = folder / "teacher"
-    write_model(recipe.smoke.architecture, teacher, layers, HIDDEN)
+    _, keep = _layers(values.get("prune"))
     values["teacher"] |= {
-        "kind": "checkpoint", "model": str(teacher), "files": None, "revision": None,
-    }  # fmt: skip
-    if recipe.teacher.kind == "recorded" and get_task(recipe.task).signal == "class_logits":
+        "kind": "checkpoint",
+        "model": str(_teacher(recipe, folder)),
+        "files": None,
+        "revision": None,
+    }
+    if recipe.teacher.finetune is None and get_task(recipe.task).signal == "class_logits":
+        # The stand-in of a classifier that is ready must first learn the made-up classes.
         values["teacher"]["finetune"] = {"epochs": 1}
     if values["student"] is not None:
-        write_model(recipe.smoke.architecture, folder / "student", layers, HIDDEN // 2)
-        values["student"] |= {"model": str(folder / "student"), "revision": None}
+        values["student"] |= {"model": str(_student(recipe, folder)), "revision": None}
     for section in (values["teacher"]["finetune"], values["distill"]):
         if section:
             section["epochs"] = min(section.get("epochs", EPOCHS), EPOCHS)
@@ -104,11 +134,10 @@ def _sentences() -> list[tuple[str, str]]:
     return found
 
 
-def _write_rows(recipe: Recipe, folder: Path) -> dict[str, str]:
+def _write_rows(recipe: Recipe, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = _sentences()
     classes = get_task(recipe.task).signal == "class_logits"
-    paths = {}
     for split, part in (("train", rows[:192]), ("test", rows[192:256])):
         lines = [
             {"text": text, "label": topic}
@@ -116,11 +145,10 @@ def _write_rows(recipe: Recipe, folder: Path) -> dict[str, str]:
             else {"query": text, "text": f"{topic}: the answer to {text}"}
             for text, topic in part
         ]
+        content = "".join(json.dumps(line) + "\n" for line in lines)
         path = folder / f"{split}.jsonl"
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        path.write_text(text, encoding="utf-8")
-        paths[split] = str(path)
-    return paths
+        path.with_suffix(".part").write_text(content, encoding="utf-8")
+        os.replace(path.with_suffix(".part"), path)
 
 
 def write_model(architecture: str, folder: Path, layers: int, hidden: int) -> None:
@@ -130,8 +158,10 @@ def write_model(architecture: str, folder: Path, layers: int, hidden: int) -> No
 
     from ..eval.models import no_loading_bar
 
-    if (folder / "tokenizer_config.json").exists():  # written last
+    if folder.exists():
         return
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
     tokenizer = _tokenizer(architecture)
     sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     if architecture == "distilbert":
@@ -148,8 +178,9 @@ def write_model(architecture: str, folder: Path, layers: int, hidden: int) -> No
     with torch.random.fork_rng(), no_loading_bar():
         torch.manual_seed(0)
         model: Any = transformers.AutoModel
-        model.from_config(config).save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
+        model.from_config(config).save_pretrained(str(part))
+    tokenizer.save_pretrained(str(part))
+    os.replace(part, folder)
 
 
 def _tokenizer(architecture: str) -> Any:

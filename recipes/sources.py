@@ -11,6 +11,8 @@ from importlib import resources
 from pathlib import Path
 
 SILENT = ("store", "progress", "world", "sources", "schema", "consistency")
+# Modules that are named in text and imported when they are needed.
+BY_NAME = {("export", "formats"): (("export", "runner"),)}
 PACKAGES = ("eval", "distill", "prune", "export", "recipes")
 
 
@@ -40,7 +42,7 @@ def _imports(package: str, module: str) -> tuple[tuple[str, str], ...]:
         else:  # from . import a, from .. import b: names may be modules
             found.append((here, ""))
             found += [(here, name.name) for name in node.names if _file(here, name.name)]
-    return tuple(found)
+    return (*found, *BY_NAME.get((package, module), ()))
 
 
 @lru_cache
@@ -64,6 +66,8 @@ def source_hash(package: str, module: str) -> str:
         path = _file(*at)
         if path is not None:
             digest.update(f"{at[0]}.{at[1]}\0".encode() + path.read_bytes() + b"\0")
+            if (page := path.with_name("report.html")).exists() and at == ("recipes", "html"):
+                digest.update(page.read_bytes())
     return digest.hexdigest()
 
 

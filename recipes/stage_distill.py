@@ -20,7 +20,7 @@ from ..eval.models import TextModel, load_model
 from ..eval.tasks import Task, get_task
 from .layer_maps import hidden_layers
 from .schema import Distill, Recipe
-from .stage_teacher import CHECKPOINT, teacher_checkpoint
+from .stage_teacher import CHECKPOINT, model_options, teacher_checkpoint
 from .store import Context, Folder, Stage
 from .task_rows import (
     Validation,
@@ -70,6 +70,7 @@ def distill_stage(
         "metric": metric,
         "symmetric": symmetric,
         "task": task.name,
+        "options": model_options(recipe.student or recipe.teacher),
         "layers": {} if labels_only else hidden_layers(recipe, teacher_checkpoint(teacher.path)),
     }
 
@@ -82,9 +83,9 @@ def distill_stage(
         terms = weigh(losses, task.signal)
         if not labels_only:  # the baseline learns from the rows that have labels
             _refuse_unlabelled(terms, rows, task)
-        student = load_model(
-            context.inputs["prune"] / CHECKPOINT, task, max_length=settings.max_length
-        )
+        options = {**model_options(recipe.student or recipe.teacher)}
+        options["max_length"] = settings.max_length
+        student = load_model(context.inputs["prune"] / CHECKPOINT, task, **options)
         _train(context, student, rows, outputs, terms, said, settings)
 
     name = "distill-labels" if labels_only else "distill"

@@ -257,8 +257,9 @@ def _measure(
         return measure(engines, rows.texts[:32], rows.pairs and rows.pairs[:32], **few)
     # Rows as they come, so that short and long ones are timed in their true shares.
     rows_timed = np.linspace(0, len(rows.texts) - 1, max(count, 512)).astype(int)
-    texts = [rows.texts[i] for i in rows_timed]
-    pairs = None if rows.pairs is None else [rows.pairs[i] for i in rows_timed]
+    every, second = rows.texts, rows.pairs
+    texts = [every[i] for i in rows_timed]
+    pairs = None if second is None else [second[i] for i in rows_timed]
     return measure(engines, texts, pairs, runs=count, offline_rows=256)
 
 

@@ -86,6 +86,7 @@ def _finetune(context: Context, found: Path, recipe: Recipe, settings: Finetune)
         barrier=context.world.barrier,
         progress=context.bar.update,
     )
+    context.world.barrier()  # until all have read the best checkpoint
     if context.world.main:
         write_record(context.out, CHECKPOINT, recipe)
         save_model(model.cpu(), context.out / CHECKPOINT)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 REPORT = "prune.json"
 BLOCK = 2048
 RIDGE = 1e-3
+DENSE_ROWS = 4096
 
 
 def prune_stage(recipe: Recipe, data: Folder, teacher: Folder, captured: Folder) -> Stage:
@@ -61,7 +62,7 @@ def prune_stage(recipe: Recipe, data: Folder, teacher: Folder, captured: Folder)
         if recipe.prune is not None:
             model, facts = _cut(model, recipe, chosen, found)
         outputs = TeacherOutputs(context.inputs["capture"])
-        if task.signal == "embedding" and not recipe.symmetric and model.width != outputs.width:
+        if task.signal == "embedding" and model.width != outputs.width:
             model.dense = fit_dense(model, chosen, outputs, settings["precision"])
         save_model(model, context.out / CHECKPOINT)
         text = json.dumps(facts, indent=1, ensure_ascii=False)
@@ -128,14 +129,16 @@ def fit_dense(
 
     Ridge regression on at most 4,096 rows, solved in float64; it starts the training closer.
     """
-    texts: list[str] = []
-    items: list[int] = []
+    draw = np.random.default_rng(0)
+    found, targets = [], []
     for stream in chosen:
-        count = min(len(stream.texts), 4096 // len(chosen))
-        texts += stream.read(range(count))[0]
-        items += outputs.items(stream.name)[:count].tolist()
-    x = model.predict(texts, None, chosen[0].role, precision=precision).astype(np.float64)
-    y = outputs.values(items).astype(np.float64)
+        count = min(len(stream.texts), DENSE_ROWS // len(chosen))
+        rows = np.sort(draw.choice(len(stream.texts), count, replace=False))
+        texts = stream.read(rows.tolist())[0]
+        found.append(model.predict(texts, None, stream.role, precision=precision))
+        targets.append(outputs.values(outputs.items(stream.name)[rows]))
+    x = np.concatenate(found).astype(np.float64)
+    y = np.concatenate(targets).astype(np.float64)
     x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
     gram = x.T @ x
     gram += RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram))

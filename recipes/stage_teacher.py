@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ CHECKPOINT = "checkpoint"
 
 def identity(folder: Path) -> dict[str, str]:
     """What tells one checkpoint folder from another: the hub's commit, or its files' hashes."""
-    if folder.parent.name == "snapshots":
+    hub = folder.parent.parent.name.startswith("models--") and folder.parent.name == "snapshots"
+    if hub and re.fullmatch("[0-9a-f]{40}", folder.name):
         return {"commit": folder.name}
     files = [p for p in sorted(folder.rglob("*")) if p.suffix in (".json", ".txt", ".safetensors")]
     return {str(p.relative_to(folder)): sha256(p) for p in files if p.is_file()}
@@ -39,11 +41,14 @@ def teacher_stage(recipe: Recipe, data: Folder) -> Stage:
         return _recorded_stage(recipe)
     assert teacher.model is not None
     found = find_checkpoint(teacher.model, teacher.revision)
-    settings = {"identity": identity(found), **model_options(teacher), "task": task.name}
+    # The path too: what lies there is read again by later stages.
+    where = str(found.resolve())
+    settings = {"identity": identity(found), "path": where, "task": task.name}
+    settings |= model_options(teacher)
 
     def work(context: Context) -> None:
         _check_head(found, task, Data.open(context.inputs["data"]))
-        write_record(context.out, str(found.resolve()), recipe)
+        write_record(context.out, where, recipe)
 
     return Stage("teacher", "stage_teacher", settings, {"data": data}, work)
 
@@ -71,7 +76,9 @@ def _recorded_stage(recipe: Recipe) -> Stage:
         }
         (context.out / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
-    return Stage("teacher", "stage_teacher", {"kind": "recorded", "files": hashes}, {}, work)
+    return Stage(
+        "teacher", "stage_teacher", {"kind": "recorded", "files": hashes, "paths": paths}, {}, work
+    )
 
 
 def teacher_record(folder: Path) -> dict[str, Any]:

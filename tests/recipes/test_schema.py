@@ -232,3 +232,25 @@ def test_the_json_schema_is_published_and_refuses_unknown_keys() -> None:
     assert set(published["required"]) == {"name", "task", "data", "teacher"}
     weights = published["$defs"]["Distill"]["properties"]["losses"]["additionalProperties"]
     assert {"type": "number"} in weights["anyOf"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("distill.losses.similarity_kl.anchors=colection", "Did you mean 'collection'"),
+        (
+            "distill.losses.hidden_mse={weight: 1.0, layers: foo}",
+            "expected uniform, last, or a map",
+        ),
+        ("distill.losses={contrastive: 1.0}", "leave it out, or say \\[queries\\]"),
+        ("distill.arguments={label_smoothing_factor: 0.1}", "has no effect"),
+        ("distill.arguments={use_cpu: true}", "ACCELERATE_USE_CPU"),
+    ],
+)
+def test_what_would_fail_or_be_ignored_later_is_refused_at_once(
+    override: str, message: str
+) -> None:
+    from paredown.recipes.api import check
+
+    with pytest.raises(RecipeError, match=message):
+        check("search_query", [override, "distill.texts=[collection]"])
