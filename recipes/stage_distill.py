@@ -7,7 +7,6 @@ import shutil
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..distill.capture import Stream
 from ..distill.outputs import TeacherOutputs
@@ -198,9 +197,3 @@ def _refuse_unlabelled(terms: list[WeightedLoss], data: Data, task: Task) -> Non
             f"distill.losses.{names[0]} needs labels, but {lacking} training rows are {what}. "
             "Leave that loss out (the others learn from the teacher alone), or drop those rows."
         )
-
-
-def free_memory() -> None:
-    """Gives cached accelerator memory back between stages."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

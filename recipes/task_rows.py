@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -115,9 +115,6 @@ def paired_texts(data: Data) -> tuple[list[str], list[str]]:
             queries.append(query)
             texts.append(collection[relevant[0]])
     return queries, texts
-
-
-Progress = Callable[[int, int], None]
 
 
 def count_unlabelled(data: Data, task: Task) -> int:
