@@ -38,6 +38,14 @@ class RecipeLoader(yaml.SafeLoader):
 class RecipeDumper(yaml.SafeDumper):
     """A dumper that quotes each text either YAML version would read as something else."""
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Writes Unicode's own line breaks as escapes: plain and single-quoted texts fold them."""
+        style = '"' if any(letter in data for letter in "\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+RecipeDumper.add_representer(str, RecipeDumper.represent_str)
+
 
 for _kind, _pattern, _first in _CORE:
     for _loader in (RecipeLoader, RecipeDumper):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from paredown.eval.errors import RecipeError
@@ -351,6 +351,8 @@ trees = st.recursive(
 
 
 @given(value=trees)
+@example(value="\x85")
+@example(value={"a\u2028b": ["\u2029 c", "d\x85\x85e"]})
 def test_what_is_dumped_reads_back_equal_here_and_elsewhere(value: object) -> None:
     text = dump_yaml(value)
     assert YamlSource(text).value == value
