@@ -28,10 +28,12 @@ from sentence_transformers import (
 )
 from sentence_transformers.losses import MSELoss
 
+from paredown.distill.arguments import training_arguments
 from paredown.distill.capture import Stream, capture
 from paredown.distill.outputs import TeacherOutputs
 from paredown.distill.rows import DistillRows, TokenRows
-from paredown.distill.trainer import train, training_arguments, weigh
+from paredown.distill.terms import weigh
+from paredown.distill.trainer import train
 from paredown.eval.checkpoints import find_checkpoint, save_model
 from paredown.eval.hardware import resolve_precision
 from paredown.eval.models import load_model

@@ -8,12 +8,11 @@ rows (`LengthSampler`), and the validation (the task's metric).
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,103 +20,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from ..eval.errors import RecipeError, RunError, nearest
+from ..eval.errors import RunError
 from ..eval.models import ModelOutput, TextModel
-from .losses import Loss, get_loss
 from .rows import DistillRows, LengthSampler
+from .terms import WeightedLoss
 
 EAGER_TOKENS = 512
-# Fields that other parts of the recipe set; two places for one thing would contradict each other.
-RESERVED = {
-    "output_dir": "--out",
-    "seed": "seed",
-    "data_seed": "seed",
-    "bf16": "precision",
-    "fp16": "precision",
-    "num_train_epochs": "epochs",
-    "per_device_train_batch_size": "batch_size",
-    "learning_rate": "learning_rate",
-    "warmup_steps": "warmup",
-    "train_sampling_strategy": "nothing (paredown's own sampler resumes exactly)",
-    "remove_unused_columns": "nothing (rows have no columns here)",
-    "metric_for_best_model": "target.metric",
-    "use_cpu": "ACCELERATE_USE_CPU=true in the environment",
-    "push_to_hub": "nothing (a run publishes nothing)",
-}
-
-
-@dataclass(frozen=True)
-class WeightedLoss:
-    """A term of the training loss.
-
-    Attributes:
-        loss: From the table.
-        weight: Its factor, > 0.
-        options: Its options, defaults filled in.
-    """
-
-    loss: Loss
-    weight: float
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-def weigh(losses: Mapping[str, Any], signal: str) -> list[WeightedLoss]:
-    """Turns ``{name: weight}`` or ``{name: {weight: …, option: …}}`` into terms.
-
-    Raises:
-        RecipeError: For an unknown loss or option, a weight that is not above 0, or no loss.
-    """
-    terms = []
-    for name, given in losses.items():
-        loss = get_loss(name, signal)
-        options = dict(given) if isinstance(given, Mapping) else {"weight": given}
-        weight = float(options.pop("weight", 1.0))
-        for option, value in options.items():
-            if option not in loss.options:
-                raise RecipeError(
-                    f"The loss '{name}' has no option '{option}'.{nearest(option, loss.options)} "
-                    f"It has: {', '.join(loss.options) or 'none'}."
-                )
-            known = loss.choices.get(option)
-            if known is not None and value not in known:
-                raise RecipeError(
-                    f"distill.losses.{name}.{option} is one of {', '.join(known)}, not {value!r}."
-                )
-            if option == "temperature" and not value > 0:
-                raise RecipeError(f"distill.losses.{name}.temperature must be > 0, not {value}.")
-        if not weight > 0:
-            raise RecipeError(f"The loss '{name}' has weight {weight}: leave it out instead.")
-        terms.append(WeightedLoss(loss, weight, {**loss.options, **options}))
-    if not terms:
-        raise RecipeError("distill.losses is empty: name at least one loss.")
-    return terms
-
-
-def layer_map(student_layers: int, teacher_layers: int, given: Any) -> dict[int, int]:
-    """Which teacher layer each student layer learns from (numbers from 1; 0 is the embeddings).
-
-    Args:
-        student_layers: Layers of the student.
-        teacher_layers: Layers of the teacher.
-        given: ``uniform``, ``last``, or a map {student layer: teacher layer}.
-
-    Raises:
-        RecipeError: If a layer does not exist.
-    """
-    if given == "uniform":
-        return {i: round(i * teacher_layers / student_layers) for i in range(1, student_layers + 1)}
-    if given == "last":
-        return {student_layers: teacher_layers}
-    if not isinstance(given, Mapping):
-        raise RecipeError(f"hidden_mse.layers is 'uniform', 'last' or a map, not {given!r}.")
-    out = {int(k): int(v) for k, v in given.items()}
-    for s, t in out.items():
-        if not (0 <= s <= student_layers and 0 <= t <= teacher_layers):
-            raise RecipeError(
-                f"hidden_mse.layers maps student layer {s} to teacher layer {t}; "
-                f"there are {student_layers} and {teacher_layers}."
-            )
-    return out
 
 
 class Distiller(nn.Module):
@@ -276,104 +184,6 @@ class _Report(TrainerCallback):
         self.progress(state.global_step, state.max_steps)
 
 
-# Fields that the Trainer reads in places that paredown replaces.
-WITHOUT_EFFECT = {
-    "label_smoothing_factor": "the losses of distill.losses are used as they are",
-    "eval_on_start": "the student as cut is always evaluated",
-    "push_to_hub_model_id": "a run publishes nothing",
-    "include_for_metrics": "validation uses the task's metrics",
-}
-
-
-def check_argument(name: str) -> None:
-    """Checks the name of a training argument.
-
-    Raises:
-        RecipeError: If it is no field of ``TrainingArguments``, or another key sets it.
-    """
-    known = {f.name for f in dataclasses.fields(TrainingArguments) if f.init}
-    if name in WITHOUT_EFFECT:
-        raise RecipeError(f"TrainingArguments.{name} has no effect: {WITHOUT_EFFECT[name]}.")
-    if name in RESERVED:
-        raise RecipeError(f"TrainingArguments.{name} is set by {RESERVED[name]}.")
-    if name not in known:
-        raise RecipeError(f"TrainingArguments has no field '{name}'.{nearest(name, known)}")
-
-
-def training_arguments(
-    folder: Path,
-    *,
-    epochs: float,
-    batch_size: int,
-    learning_rate: float,
-    warmup: float,
-    precision: str,
-    seed: int,
-    metric: str,
-    world_size: int = 1,
-    extra: Mapping[str, Any] | None = None,
-    where: str = "distill",
-) -> TrainingArguments:
-    """Builds the Trainer's arguments; every field but the reserved ones can be set by ``extra``.
-
-    Args:
-        folder: Where checkpoints go while training.
-        epochs: Passes over the rows.
-        batch_size: Rows a step, over all processes.
-        learning_rate: The highest.
-        warmup: Share of the steps until it is reached.
-        precision: ``fp32``, ``bf16`` or ``fp16``.
-        seed: Of the order of rows, and of dropout.
-        metric: Validation metric of which the best checkpoint is kept.
-        world_size: Processes of the launch.
-        extra: ``distill.arguments`` of the recipe.
-        where: The section of the recipe, for errors.
-
-    Raises:
-        RecipeError: For an unknown or reserved field, a value the Trainer refuses, or a batch size
-            that the processes cannot share evenly.
-    """
-    extra = dict(extra or {})
-    for name in extra:
-        check_argument(name)
-    if batch_size % world_size:
-        raise RecipeError(
-            f"{where}.batch_size is {batch_size} rows over all processes; "
-            f"{world_size} processes cannot share it evenly."
-        )
-    defaults: dict[str, Any] = {
-        "eval_strategy": "epoch",
-        "save_strategy": "epoch",
-        "logging_strategy": "epoch",
-        "lr_scheduler_type": "cosine",
-        "weight_decay": 0.01,
-        "report_to": "none",
-        "save_total_limit": 2,
-        "load_best_model_at_end": True,
-        "greater_is_better": True,
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "logging_nan_inf_filter": False,
-    }
-    try:
-        return TrainingArguments(
-            output_dir=str(folder),
-            num_train_epochs=epochs,
-            per_device_train_batch_size=batch_size // world_size,
-            learning_rate=learning_rate,
-            warmup_steps=warmup,
-            bf16=precision == "bf16",
-            fp16=precision == "fp16",
-            seed=seed,
-            use_cpu=not torch.cuda.is_available(),
-            remove_unused_columns=False,
-            metric_for_best_model=f"eval_{metric}",
-            **{**defaults, **extra},
-        )
-    except (ValueError, TypeError) as error:
-        raise RecipeError(f"{where}.arguments: {error}") from error
-
-
 def set_dropout(model: nn.Module, probability: float) -> None:
     """Gives every dropout of a model this probability; the config that is saved keeps its own."""
     for module in model.modules():
@@ -465,7 +275,7 @@ def train(
         student: Is changed.
         rows: What it is trained on.
         terms: The loss.
-        arguments: Of `training_arguments`.
+        arguments: Of `distill.arguments.training_arguments`.
         validate: Gives the validation figures of a student, by name.
         layers: For ``hidden_mse``: student layer → teacher layer.
         teacher_hidden: For ``hidden_mse``: the width of the teacher's token vectors.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..distill.losses import LOSSES
-from ..distill.trainer import layer_map
+from ..distill.terms import layer_map
 from ..eval.checkpoints import find_checkpoint
 from ..eval.errors import RecipeError
 from .schema import Recipe

@@ -125,7 +125,7 @@ def _arguments(recipe: Recipe) -> Iterator[Problem]:
     }
     for section, settings in given.items():
         for name in settings.arguments if settings else ():
-            from ..distill.trainer import check_argument
+            from ..distill.arguments import check_argument
 
             try:
                 check_argument(name)

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from ..distill.arguments import training_arguments
 from ..distill.capture import Stream
 from ..distill.outputs import TeacherOutputs
 from ..distill.rows import DistillRows, TokenRows
-from ..distill.trainer import WeightedLoss, set_dropout, train, training_arguments, weigh
+from ..distill.terms import WeightedLoss, weigh
+from ..distill.trainer import set_dropout, train
 from ..eval.checkpoints import save_model
 from ..eval.data import Data
 from ..eval.errors import RecipeError

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..distill.arguments import training_arguments
 from ..distill.rows import DistillRows, TokenRows
-from ..distill.trainer import train, training_arguments, weigh
+from ..distill.terms import weigh
+from ..distill.trainer import train
 from ..eval.checkpoints import find_checkpoint, save_model
 from ..eval.data import Data
 from ..eval.errors import RecipeError

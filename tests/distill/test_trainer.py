@@ -9,13 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from paredown.distill.trainer import (
-    last_checkpoint,
-    layer_map,
-    set_dropout,
-    training_arguments,
-    weigh,
-)
+from paredown.distill.arguments import training_arguments
+from paredown.distill.terms import layer_map, weigh
+from paredown.distill.trainer import last_checkpoint, set_dropout
 from paredown.eval.errors import RecipeError
 from paredown.eval.models import TextModel
 from paredown.eval.tasks import RETRIEVAL
