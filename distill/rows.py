@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from .outputs import TeacherOutputs
 
 BLOCK = 2048
-ANCHORS = 4096  # texts of the collection that a batch is compared with
+ANCHORS = 4096  # texts of the collection that a batch is compared with,
+POOL = 16_384  # drawn from so many, which are held in memory: read anew they cost a fifth of a step
 MEGABATCH = 50  # batches sorted by length together, as transformers' LengthGroupedSampler does
 
 
@@ -124,6 +125,15 @@ class DistillRows(Dataset[int]):
     hidden_layers: Sequence[int] = ()
     collection: NDArray[np.int64] | None = None
 
+    def __post_init__(self) -> None:
+        self._pool: Tensor | None = None
+        if self.collection is not None and self.outputs is not None:
+            drawn = self.collection
+            if len(drawn) > POOL:
+                draw = np.random.default_rng(len(drawn))
+                drawn = drawn[np.sort(draw.choice(len(drawn), POOL, replace=False))]
+            self._pool = torch.from_numpy(self.outputs.values(drawn))
+
     def __len__(self) -> int:
         return len(self.tokens)
 
@@ -136,9 +146,8 @@ class DistillRows(Dataset[int]):
         if self.outputs is not None and self.items is not None:
             items = self.items[np.asarray(rows)]
             batch["teacher_values"] = torch.from_numpy(self.outputs.values(items))
-            if self.collection is not None:
-                anchors = self._anchors(rows)
-                batch["teacher_collection"] = torch.from_numpy(self.outputs.values(anchors))
+            if self._pool is not None:
+                batch["teacher_collection"] = self._anchors(self._pool, rows)
             for layer in self.hidden_layers:
                 batch[f"teacher_hidden_{layer}"] = self._hidden(layer, items, batch)
         if self.labels is not None:
@@ -148,13 +157,12 @@ class DistillRows(Dataset[int]):
             batch.update({f"document_{name}": value for name, value in documents.items()})
         return batch
 
-    def _anchors(self, rows: Sequence[int]) -> NDArray[np.int64]:
-        """Some texts of the collection, drawn by the batch's rows so that a resume draws them."""
-        assert self.collection is not None
-        if len(self.collection) <= ANCHORS:
-            return self.collection
+    def _anchors(self, pool: Tensor, rows: Sequence[int]) -> Tensor:
+        """Some texts of the collection, (A, W), drawn by the rows so that a resume draws them."""
+        if len(pool) <= ANCHORS:
+            return pool
         draw = np.random.default_rng(list(rows))
-        return self.collection[np.sort(draw.choice(len(self.collection), ANCHORS, replace=False))]
+        return pool[np.sort(draw.choice(len(pool), ANCHORS, replace=False))]
 
     def _hidden(self, layer: int, items: NDArray[np.int64], batch: dict[str, Any]) -> Tensor:
         """The teacher's token vectors, padded like the batch, (B, T, H)."""
