@@ -43,17 +43,29 @@ def split_docstring(docstring: str, max_characters: int) -> tuple[str, str] | No
         docstring: As it stands in the source.
         max_characters: The rest is cut at the last word that ends within so many characters.
     """
-    paragraphs = _paragraphs(docstring, max_characters)
+    query, left, paragraphs = _split_first(_paragraphs(docstring, max_characters))
+    text = _cut(" ".join(part for part in (left, *paragraphs) if part), max_characters)
+    return (query, text) if _is_question(query) and _says_something(text) else None
+
+
+def summary_of(docstring: str) -> str | None:
+    """Returns the summary sentence alone, or None if it is poor.
+
+    Args:
+        docstring: As it stands in the source.
+    """
+    query, _, _ = _split_first(_paragraphs(docstring, 0))
+    return query if _is_question(query) else None
+
+
+def _split_first(paragraphs: list[str]) -> tuple[str, str, list[str]]:
+    """Returns the first sentence, what is left of its paragraph, and the paragraphs after it."""
     if paragraphs and _SIGNATURE.match(paragraphs[0]):
         paragraphs = paragraphs[1:]
-    if not paragraphs:
-        return None
-    first = paragraphs[0]
+    first = paragraphs[0] if paragraphs else ""
     end = _SENTENCE_END.search(first)
     query, left = (first[: end.start()], first[end.end() :]) if end else (first, "")
-    query = _TAIL.sub("", query.strip())
-    text = _cut(" ".join(part for part in (left.strip(), *paragraphs[1:]) if part), max_characters)
-    return (query, text) if _is_question(query) and _says_something(text) else None
+    return _TAIL.sub("", query.strip()), left.strip(), paragraphs[1:]
 
 
 def sentences(text: str) -> list[str]:

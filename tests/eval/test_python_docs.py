@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from paredown.eval import python_docs
 from paredown.eval.docstrings import split_docstring
 from paredown.eval.errors import DataError
-from paredown.eval.python_docs import Corpus, build, pairs_of_module
+from paredown.eval.module_docs import docs_of_module
+from paredown.eval.python_docs import MAX_CHARACTERS, Corpus, build
 from paredown.eval.splits import text_key
 
 SMALL = ("click", "packaging", "filelock", "fsspec", "jinja2", "rich", "urllib3", "absent-package")
@@ -203,7 +204,7 @@ if True:
 
 
 def test_public_names_of_a_module_are_rows() -> None:
-    found = pairs_of_module(MODULE.encode(), "pack/tools.py")
+    found = docs_of_module(MODULE.encode(), "pack/tools.py", MAX_CHARACTERS).pairs
     pairs = {text: query for query, text in found}
     assert pairs == {
         "pack.tools: They are used by nobody else in the world.": (
@@ -226,15 +227,51 @@ def test_public_names_of_a_module_are_rows() -> None:
 
 
 def test_a_private_module_gives_what_it_exports_under_the_public_name() -> None:
-    names = [text.split(":")[0] for _, text in pairs_of_module(MODULE.encode(), "pack/_impl/x.py")]
+    found = docs_of_module(MODULE.encode(), "pack/_impl/x.py", MAX_CHARACTERS)
+    names = [text.split(":")[0] for _, text in found.pairs]
     assert names == ["pack.shown", "pack.Box", "pack.Box.close"]
     hidden = MODULE.replace("__all__", "names")
-    assert pairs_of_module(hidden.encode(), "pack/_impl.py") == []
+    assert docs_of_module(hidden.encode(), "pack/_impl.py", MAX_CHARACTERS) == ([], [])
+
+
+def test_what_is_private_or_has_no_text_gives_its_summary_alone() -> None:
+    extra = '''
+def plain():
+    """Says in one sentence all that it does."""
+class _Hidden:
+    """Keeps to itself and to its own methods."""
+    def method(self):
+        """Answers only to the class around it. Never to anyone else."""
+'''
+    private = "Does what nobody should see from outside"
+    found = docs_of_module((MODULE + extra).encode(), "pack/tools.py", MAX_CHARACTERS).summaries
+    assert found == [
+        private,
+        "Says in one sentence all that it does",
+        "Keeps to itself and to its own methods",
+        "Answers only to the class around it",
+    ]
+    found = docs_of_module(MODULE.encode(), "pack/_impl/x.py", MAX_CHARACTERS).summaries
+    assert found == [
+        "Tools that are good for testing things",
+        private,
+        "Holds other numbers in another place",
+        "Chooses one of two things at random",
+    ]
+
+
+def test_unlabelled_queries_are_summaries_before_sentences() -> None:
+    whole = build(packages=SMALL, max_share=1.0)
+    some = build(packages=SMALL, max_share=1.0, max_unlabelled=100)
+    answers = " ".join(row.text for row in whole.rows)
+    among = [sum(row.query in answers for row in found.unlabelled) for found in (whole, some)]
+    assert 0 < len(some.unlabelled) <= 100 < len(whole.unlabelled)
+    assert among[0] > 100 and among[1] < 5
 
 
 @pytest.mark.parametrize("mark", ["# This file was automatically generated.", "# DO NOT EDIT"])
 def test_generated_files_give_nothing(mark: str) -> None:
-    assert pairs_of_module(f"{mark}\n{MODULE}".encode(), "pack/tools.py") == []
+    assert docs_of_module(f"{mark}\n{MODULE}".encode(), "pack/tools.py", MAX_CHARACTERS) == ([], [])
 
 
 @pytest.mark.parametrize(
