@@ -143,7 +143,7 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Measures engines side by side.
 
-    ``single_stream`` is one row at a time, from text to decision with tokenisation, and beside it
+    ``single_stream`` is one row at a time, from text to decision with tokenisation, and after it
     the model alone; ``offline`` is batches of rows sorted by length (in characters), tokenisation
     included. Peak memory is what the worker process has held at most, everything it loads
     included; cold start is from starting the process to its first answer, with the files mostly in
@@ -164,8 +164,8 @@ def measure(
 
     Returns:
         One dict for each scenario and engine: ``side``, ``runtime``, ``precision``, ``threads``,
-        ``batch``, ``scenario``, ``p50``, ``p90``, ``p95``, ``p99`` and ``model_p50`` (ms; of a
-        batch where offline), ``examples_per_s`` (offline: the median round's), ``runs``,
+        ``batch``, ``scenario``, ``p50``, ``p90``, ``p95``, ``p99`` (ms; of a batch where offline),
+        ``model_p50`` (ms; None where offline), ``examples_per_s`` (the median round's), ``runs``,
         ``rounds``, ``peak_memory_bytes``, ``cold_start_s``, ``load_average`` (1 minute) and
         ``busy_before`` (share of the processors in use just before, 0 to 1).
 
@@ -226,10 +226,10 @@ def _take_turns(
 def _summary(turns: Sequence[dict[str, Any]], each: int) -> dict[str, Any]:
     """Quantiles (ms) over all turns, and the median turn's rows per second."""
     total = np.concatenate([turn["total"] for turn in turns]) * 1e3
-    model = np.concatenate([turn["model"] for turn in turns]) * 1e3
+    alone = [turn["model"] for turn in turns if "model" in turn]
     quantiles = {f"p{q}": float(np.percentile(total, q)) for q in (50, 90, 95, 99)}
     return quantiles | {
-        "model_p50": float(np.median(model)),
+        "model_p50": float(np.median(np.concatenate(alone)) * 1e3) if alone else None,
         "examples_per_s": float(np.median([each / sum(turn["total"]) for turn in turns])),
         "runs": len(total),
         "rounds": len(turns),

@@ -178,8 +178,7 @@ class Worker:
         for some in batches[:warmup]:
             self.engine.run(*self._pick(some))
         total = [_seconds(self.engine.run, *self._pick(some)) for some in batches]
-        model = [_seconds(self.engine.model_only(*self._pick(some))) for some in batches]
-        return {"total": total, "model": model, "peak_memory": peak_memory()}
+        return {"total": total, "peak_memory": peak_memory()}
 
     def _pick(self, rows: Iterable[int]) -> tuple[list[str], list[str] | None]:
         rows = list(rows)

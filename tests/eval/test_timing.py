@@ -89,6 +89,7 @@ def test_each_engine_and_scenario_gives_one_measurement() -> None:
     assert 20 <= slow["p50"] <= slow["p90"] <= slow["p95"] <= slow["p99"]
     assert slow["p50"] > 2 * fast["p50"]
     assert 10 <= slow["model_p50"] < slow["p50"]
+    assert [m["model_p50"] for m in found[2:]] == [None, None]
     assert slow["examples_per_s"] <= 50
     assert (slow["runs"], slow["rounds"]) == (6, 3)
     assert slow["cold_start_s"] > 0.02
