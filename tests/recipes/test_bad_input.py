@@ -184,7 +184,7 @@ def test_a_truncated_shard_is_named_and_the_rest_is_kept(
         return folder
 
     monkeypatch.setattr(Store, "ensure", counted)
-    refused(0)
+    refused(0, "export=[]", "evaluate.latency_rows=0")
     assert not {"data", "teacher", "capture"} & set(made)
 
 
