@@ -23,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from .errors import RecipeError, RunError
+from .hardware import SHAPE_CACHES
 from .timing_worker import Timed, decide, load_index, load_torch, serve
 
 __all__ = ["Engine", "Timed", "decide", "load_index", "load_torch", "measure"]
@@ -64,7 +65,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            env=os.environ | worker_environment(threads),
+            env=worker_environment(threads),
         )
 
     def __enter__(self) -> _Worker:
@@ -120,11 +121,15 @@ class _Worker:
 
 
 def worker_environment(threads: int) -> dict[str, str]:
-    """Variables that fix the number of threads of everything a worker may load."""
+    """This process's variables, with the number of threads fixed for all that a worker may load.
+
+    The bounds that a training sets to its kernels' caches are no part of a deployment.
+    """
+    inherited = {n: v for n, v in os.environ.items() if SHAPE_CACHES.get(n) != v}
     names = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "RAYON", "VECLIB_MAXIMUM")
     fixed = {f"{name}_NUM_THREADS": str(threads) for name in names}
     parallel = "true" if threads > 1 else "false"
-    return fixed | {"TOKENIZERS_PARALLELISM": parallel, "HF_HUB_OFFLINE": "1"}
+    return inherited | fixed | {"TOKENIZERS_PARALLELISM": parallel, "HF_HUB_OFFLINE": "1"}
 
 
 def measure(

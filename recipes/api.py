@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..eval.errors import RecipeError, TargetNotMet
+from ..eval.hardware import bound_shape_caches
 
 if TYPE_CHECKING:
     from .pipeline import RunResult
@@ -103,6 +104,7 @@ def run(
     """
     if smoke and strict:
         raise RecipeError("A smoke run never judges, so --strict has no effect with it. Drop one.")
+    bound_shape_caches()
     checked = check(recipe, overrides, imports=imports, **values)
     from .pipeline import run_recipe
 

@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..distill.arguments import training_arguments
 from ..distill.capture import Stream
 from ..distill.outputs import TeacherOutputs
 from ..distill.rows import DistillRows, TokenRows
 from ..distill.terms import WeightedLoss, weigh
-from ..distill.trainer import set_dropout, train
 from ..eval.checkpoints import save_model
 from ..eval.data import Data
 from ..eval.errors import RecipeError
@@ -103,6 +101,10 @@ def _train(
     said: dict[str, Any],
     settings: Distill,
 ) -> None:
+    # The Trainer takes seconds to import, which a run that is finished already need not wait for.
+    from ..distill.arguments import training_arguments
+    from ..distill.trainer import set_dropout, train
+
     scratch = context.out / "training"
     if settings.dropout is not None:
         set_dropout(student, settings.dropout)

@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..distill.arguments import training_arguments
 from ..distill.rows import DistillRows, TokenRows
 from ..distill.terms import weigh
-from ..distill.trainer import train
 from ..eval.checkpoints import find_checkpoint, save_model
 from ..eval.data import Data
 from ..eval.errors import RecipeError
@@ -40,6 +38,10 @@ def finetune_stage(recipe: Recipe, data: Folder) -> Stage:
 
 def _finetune(context: Context, found: Path, recipe: Recipe, settings: Finetune) -> None:
     """Trains a checkpoint on the task's labelled rows and saves the best epoch's weights."""
+    # The Trainer takes seconds to import, which a run that is finished already need not wait for.
+    from ..distill.arguments import training_arguments
+    from ..distill.trainer import train
+
     task = get_task(recipe.task)
     if task.signal != "class_logits":
         raise RecipeError(

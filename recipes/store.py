@@ -188,7 +188,8 @@ class Store:
             text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
             (work / RECORD).write_text(text, encoding="utf-8")
         os.replace(work, final)
-        release_memory()
+        if record["seconds"] > 2:  # a short stage has little to give back
+            release_memory()
         self.display.say(f"  {stage.name:<12} {record['seconds']:8.1f} s")
 
     def _run(self, stage: Stage, work: Path) -> Context:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from paredown.eval import hardware
 from paredown.eval.errors import RecipeError
+from paredown.eval.timing import worker_environment
 
 
 @pytest.mark.parametrize("requested", ["fp32", "bf16"])
@@ -89,3 +91,15 @@ def test_the_environment_is_json_and_names_nobody() -> None:
 
 def test_versions_start_with_our_own() -> None:
     assert next(iter(hardware.library_versions())) == "paredown"
+
+
+def test_bounds_of_a_training_do_not_reach_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = hardware.SHAPE_CACHES
+    monkeypatch.delenv(one, raising=False)
+    monkeypatch.setenv(other, "500")
+    hardware.bound_shape_caches()
+    assert os.environ[one] == hardware.SHAPE_CACHES[one]
+    assert os.environ[other] == "500"  # what a user sets stays, here and there
+    assert one not in worker_environment(1)
+    assert worker_environment(1)[other] == "500"
+    monkeypatch.delenv(one)
