@@ -37,6 +37,22 @@ WITHOUT_EFFECT = {
     "eval_on_start": "the student as cut is always evaluated",
     "push_to_hub_model_id": "a run publishes nothing",
     "include_for_metrics": "validation uses the task's metrics",
+    **dict.fromkeys(
+        (
+            "per_device_eval_batch_size",
+            "bf16_full_eval",
+            "fp16_full_eval",
+            "eval_accumulation_steps",
+            "prediction_loss_only",
+            "batch_eval_metrics",
+            "do_predict",
+        ),
+        "validation is paredown's own",
+    ),
+    "do_train": "distill trains",
+    "do_eval": "validation follows eval_strategy",
+    "resume_from_checkpoint": "a run goes on from its last checkpoint by itself",
+    "ignore_data_skip": "a resumed run always goes on at the row where it was stopped",
 }
 
 

@@ -164,6 +164,8 @@ def save_model(model: TextModel, folder: Path) -> None:
     elif model.encoding.max_length:
         model.tokenizer.model_max_length = model.encoding.max_length
         model.tokenizer.save_pretrained(str(folder))
+    for weights in folder.rglob("*.safetensors"):  # safetensors writes for the owner's eyes alone
+        weights.chmod((folder / "config.json").stat().st_mode)
     verify_stock(model, folder)
 
 

@@ -302,22 +302,24 @@ def _unlabelled(
         name: untaken((q for row in rows for q in sentences(row.text.partition(": ")[2])), name)
         for name, rows in train.items()
     }
-    found = _choose(summaries, max_rows, max_share)
-    if max_rows - len(found) >= len(answers):  # or no package could give one
-        found += _choose(answers, max_rows - len(found), max_share)
+    found: list[Row] = []
+    for offered in (summaries, answers):
+        room = max_rows - len(found)
+        if _allowance(offered, room, max_share):
+            found += _choose(offered, room, max_share)
     return found
 
 
 def split_of(query: str) -> str:
     """Returns the split of a query: all rows whose queries have one key are in one split."""
-    place = stable_hash("python_docs", text_key(query)) / 2**64
+    place = stable_hash("python_docs 2", text_key(query)) / 2**64
     if place < TEST_SHARE:
         return "test"
     return "validation" if place < TEST_SHARE + VALIDATION_SHARE else "train"
 
 
-def _choose(kept: dict[str, list[Row]], max_rows: int, max_share: float) -> list[Row]:
-    """Gives every package the same allowance, the largest that keeps to both limits."""
+def _allowance(kept: dict[str, list[Row]], max_rows: int, max_share: float) -> int:
+    """The most rows that each package may give; 0 where the limits leave none."""
     sizes = [len(rows) for rows in kept.values()]
 
     def fits(allowance: int) -> bool:
@@ -328,9 +330,15 @@ def _choose(kept: dict[str, list[Row]], max_rows: int, max_share: float) -> list
     while low < high:  # `fits` holds up to some allowance and never after it
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _choose(kept: dict[str, list[Row]], max_rows: int, max_share: float) -> list[Row]:
+    """Gives every package the same allowance, the largest that keeps to both limits."""
+    low = _allowance(kept, max_rows, max_share)
     if low == 0:
         raise DataError(
-            f"python_docs: only {sum(1 for size in sizes if size)} documented packages are "
+            f"python_docs: only {sum(1 for rows in kept.values() if rows)} documented packages are "
             f"installed, too few for no one to give over {max_share:.0%} of the rows. Expected "
             "the packages paredown depends on; reinstall it, or use `data.files`."
         )

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -98,6 +98,7 @@ def load_torch(
     role: str = "text",
     precision: str = "fp32",
     index: str | None = None,
+    model: Mapping[str, Any] | None = None,
 ) -> TorchEngine:
     """Loads a checkpoint folder as an engine, on the CPU.
 
@@ -108,6 +109,7 @@ def load_torch(
         role: Whose prompt is put in front of a text.
         precision: ``fp32``, or ``bf16`` under autocast.
         index: A ``.npy`` file of embeddings (N, d): the decision is then the top answer.
+        model: Options of `load_model`, such as ``max_length``.
     """
     import torch
 
@@ -115,7 +117,9 @@ def load_torch(
     from .tasks import get_task
 
     torch.set_num_threads(threads)
-    return TorchEngine(load_model(path, get_task(task)), role, precision, load_index(index))
+    return TorchEngine(
+        load_model(path, get_task(task), **(model or {})), role, precision, load_index(index)
+    )
 
 
 def load_index(path: str | None) -> NDArray[np.float32] | None:

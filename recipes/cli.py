@@ -294,6 +294,8 @@ def copy(
         ) from None
     except FileNotFoundError:
         raise RecipeError(f"There is no folder '{target.parent}' to copy to.") from None
+    except OSError as error:
+        raise RecipeError(f"Cannot write '{target}': {error.strerror}.") from None
     _print(f"Copied to {target}. Run it with: paredown run {target}")
 
 

@@ -297,9 +297,8 @@ def _dropped(dropped: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
 
 
 def _difference(row: Mapping[str, Any]) -> dict[str, Any]:
-    expected = str(row["expected"])
     shown = {key: _shorten(visible(row[key])) for key in ("text", "expected", "teacher", "student")}
-    right = {f"{side}_right": str(row[side]) == expected for side in ("teacher", "student")}
+    right = {f"{side}_right": row[f"{side}_right"] for side in ("teacher", "student")}
     return {**shown, **right}
 
 

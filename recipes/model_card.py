@@ -203,10 +203,14 @@ def _made(report: Mapping[str, Any]) -> str:
         steps.append(f"Vocabulary cut to the tokens of the training texts{size}.")
     if distill:
         losses = ", ".join(_code(name) for name in distill.get("losses") or {})
-        rows = ((report["data"].get("rows")) or {}).get("train")
+        counts = report["data"].get("rows") or {}
+        texts = distill.get("texts") or ["queries"]
+        rows = [f"{figures.whole(counts.get('train'))} training rows"] * ("queries" in texts)
+        if "collection" in texts:
+            rows.append(f"the {figures.whole(counts.get('collection'))} texts of the collection")
         steps.append(
             f"Trained for {distill.get('epochs')} epochs on the teacher's recorded outputs for "
-            f"{figures.whole(rows)} training rows; losses: {losses}."
+            f"{' and '.join(rows)}; losses: {losses}."
         )
     lines = [f"{place}. {step}" for place, step in enumerate(steps, 1)]
     version = (report["environment"].get("libraries") or {}).get("paredown")

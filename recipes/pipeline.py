@@ -147,7 +147,7 @@ class _Run:
         timed = [c for c in sides if not c.recorded]
         inputs = dict(made)
         for contender, folder in self._exported(data, teacher):
-            inputs[contender.name] = folder
+            inputs[contender.name] = made[folder.name] = folder
             timed += [contender] if contender.fmt != "sentence-transformers" else []
             contenders += [contender] if contender.side == "export" else []
         evaluated = ensure(evaluate_stage(recipe, inputs, contenders, timed, smoke=self.smoke))
@@ -187,7 +187,10 @@ class _Run:
             yield Contender("export", path, fmt, symmetric=self.recipe.symmetric), folder
         checkpoint = teacher_checkpoint(teacher.path)
         if TIMED_EXPORT in self.recipe.export and checkpoint is not None and not self.smoke:
-            stage = export_stage(name, TIMED_EXPORT, data, teacher, checkpoint, of="teacher")
+            limit = self.recipe.teacher.max_length
+            stage = export_stage(
+                name, TIMED_EXPORT, data, teacher, checkpoint, of="teacher", max_length=limit
+            )
             folder = self.store.ensure(stage)
             yield Contender("teacher", folder.path / EXPORTED, TIMED_EXPORT), folder
 

@@ -166,6 +166,8 @@ class Difference(TypedDict):
     expected: str
     teacher: str
     student: str
+    teacher_right: bool
+    student_right: bool
 
 
 class Report(TypedDict):

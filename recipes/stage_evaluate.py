@@ -203,7 +203,7 @@ def _tokens(rows: TestRows, contenders: Sequence[Contender]) -> dict[str, Any] |
 
 def _differing(
     rows: TestRows, scores: dict[str, Scores], contenders: Sequence[Contender]
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     """Rows that teacher and student decide differently, spread evenly over the test set."""
     teacher = scores["teacher"]
     student = scores[next(c for c in contenders if c.side == "student").name]
@@ -222,16 +222,18 @@ def _differing(
     for i in map(int, chosen):
         row = split[i]
         classes = rows.task.signal == "class_logits"
-        expected = [row["label"]] if classes else row["relevant"][:1]
+        expected = [row["label"]] if classes else list(row["relevant"])
         text = row["text"] if classes else row["query"]
         if row.get("text_pair"):
             text = f"{text} | {row['text_pair']}"
         shown.append(
             {
                 "text": str(text)[:TEXT_CHARACTERS],
-                "expected": " / ".join(name(e) for e in expected),
+                "expected": name(expected[0]),
                 "teacher": name(int(teacher.decisions[i])),
                 "student": name(int(student.decisions[i])),
+                "teacher_right": int(teacher.decisions[i]) in expected,
+                "student_right": int(student.decisions[i]) in expected,
             }
         )
     return shown
@@ -248,6 +250,8 @@ def _measure(
         side = "teacher" if contender.side == "teacher" else "student"
         if loader is None:
             options = {"task": recipe.task, "role": rows.role}
+            if contender.side == "teacher":
+                options["model"] = rows.options
             engines.append(Engine(side, str(contender.path), options=options))
         else:
             engines.append(Engine(side, str(contender.path), loader, {"role": rows.role}))
@@ -255,8 +259,8 @@ def _measure(
     if smoke:
         few: dict[str, Any] = {"runs": 20, "rounds": 2, "warmup": 2, "offline_rows": 32}
         return measure(engines, rows.texts[:32], rows.pairs and rows.pairs[:32], **few)
-    # Rows as they come, so that short and long ones are timed in their true shares.
-    rows_timed = np.linspace(0, len(rows.texts) - 1, max(count, 512)).astype(int)
+    # Drawn from all rows, so that short and long ones are timed in their true shares.
+    rows_timed = np.random.default_rng(0).permutation(len(rows.texts))[: max(count, 512)]
     every, second = rows.texts, rows.pairs
     texts = [every[i] for i in rows_timed]
     pairs = None if second is None else [second[i] for i in rows_timed]

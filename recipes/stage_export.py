@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+from ..eval.checkpoints import save_model
 from ..eval.data import Data
+from ..eval.models import load_model
 from ..eval.tasks import get_task
 from ..export import export_model
 from .store import Context, Folder, Stage
@@ -18,7 +21,14 @@ SAMPLE = 64
 
 
 def export_stage(
-    task_name: str, fmt: str, data: Folder, model: Folder, checkpoint: Path, *, of: str = "student"
+    task_name: str,
+    fmt: str,
+    data: Folder,
+    model: Folder,
+    checkpoint: Path,
+    *,
+    of: str = "student",
+    max_length: int | None = None,
 ) -> Stage:
     """Exports one checkpoint to one format, and compares it with the checkpoint.
 
@@ -29,6 +39,7 @@ def export_stage(
         model: The stage that made the checkpoint.
         checkpoint: Its folder.
         of: ``student``, or ``teacher`` where it is exported to be timed beside the student.
+        max_length: Tokens of a text that the recipe has the model read; None for its own limit.
     """
     task = get_task(task_name)
 
@@ -36,11 +47,17 @@ def export_stage(
         rows = Data.open(context.inputs["data"])
         stream = next(iter(streams(rows, task).values()))
         texts = stream.read(range(min(SAMPLE, len(stream.texts))))[0]
-        facts = export_model(checkpoint, task, fmt, context.out / EXPORTED, sample_texts=texts)
+        source = checkpoint
+        if max_length:
+            source = context.out / "limited"
+            save_model(load_model(checkpoint, task, max_length=max_length), source)
+        facts = export_model(source, task, fmt, context.out / EXPORTED, sample_texts=texts)
+        if max_length:
+            shutil.rmtree(source)
         (context.out / REPORT).write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
     name = f"export-{fmt}" if of == "student" else f"export-{of}-{fmt}"
-    settings = {"task": task.name, "format": fmt, "of": of}
+    settings = {"task": task.name, "format": fmt, "of": of, "max_length": max_length}
     return Stage(name, "stage_export", settings, {"data": data, "model": model}, work)
 
 

@@ -39,7 +39,7 @@ def report_stage(
 
     Args:
         recipe: Resolved.
-        folders: Every stage but the exports, by name.
+        folders: Every stage before this one, by name, in the order they were made.
         contenders: What was scored.
         exports: The export stages by format.
         command: What to type to get this report.
@@ -54,7 +54,7 @@ def report_stage(
     def work(context: Context) -> None:
         found = evaluation(folders["evaluate"].path)
         info = Data.open(folders["data"].path).info
-        stages = [*folders.values(), *exports.values()]
+        stages = list(folders.values())
         costs = {side: _side(found, side) for side in ("teacher", "student")}
         report = build_report(
             recipe=settings["recipe"],
@@ -218,4 +218,9 @@ def _notes(found: Mapping[str, Any], recipe: Recipe) -> list[str]:
             "The student replaces the query encoder; texts stay as the teacher embedded them. "
             "Cost is that of a query, without the search in the index."
         )
+        if recipe.distill is not None and "collection" in (recipe.distill.texts or ()):
+            notes.append(
+                "The student also learned the teacher's embeddings of the collection: of all texts "
+                "that a query may find, those that answer test queries included; of no test query."
+            )
     return notes

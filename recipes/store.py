@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,7 +202,11 @@ class Store:
             context = Context(work, paths, self.world, bar)
             try:
                 with _space_left(work), log_to(log):
-                    stage.work(context)
+                    try:
+                        stage.work(context)
+                    except Exception:
+                        traceback.print_exc()  # into the log
+                        raise
             except PareError:
                 raise
             except Exception as error:

@@ -15,6 +15,7 @@ from paredown.eval.encoding import Encoding
 from paredown.eval.errors import RunError
 from paredown.eval.models import TextModel, load_model, pool
 from paredown.eval.tasks import CLASSIFICATION, RETRIEVAL
+from paredown.eval.timing import load_torch
 
 Make = Callable[..., TextModel]
 TEXTS = ["open the file", "a bank account, closed", "x"]
@@ -51,6 +52,14 @@ def test_a_classifier_keeps_its_labels_and_length(tiny_model: Make, tmp_path: Pa
     save_model(model, tmp_path / "m")
     again = load_model(tmp_path / "m", CLASSIFICATION)
     assert again.labels == model.labels and again.encoding.max_length == model.encoding.max_length
+    modes = {path.stat().st_mode for path in (tmp_path / "m").rglob("*") if path.is_file()}
+    assert len(modes) == 1  # weights that only their owner may read serve nobody
+
+
+def test_a_model_is_timed_at_the_length_it_is_scored_at(tiny_model: Make, tmp_path: Path) -> None:
+    save_model(tiny_model("bert", RETRIEVAL), tmp_path / "m")
+    engine = load_torch(str(tmp_path / "m"), task="retrieval", model={"max_length": 4})
+    assert engine.model.encoding.max_length == 4
 
 
 def test_a_module_outside_the_folder_is_refused(tiny_model: Make, tmp_path: Path) -> None:

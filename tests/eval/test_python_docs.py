@@ -267,6 +267,7 @@ def test_unlabelled_queries_are_summaries_before_sentences() -> None:
     among = [sum(row.query in answers for row in found.unlabelled) for found in (whole, some)]
     assert 0 < len(some.unlabelled) <= 100 < len(whole.unlabelled)
     assert among[0] > 100 and among[1] < 5
+    assert build(packages=SMALL, max_share=1.0, max_unlabelled=2).unlabelled == []  # none for all
 
 
 @pytest.mark.parametrize("mark", ["# This file was automatically generated.", "# DO NOT EDIT"])

@@ -118,11 +118,16 @@ def test_policy_allows_the_pages_own_style_and_nothing_else(make_report: Make) -
     )
 
 
+def differing(text: str) -> dict[str, Any]:
+    shown = dict.fromkeys(("text", "expected", "teacher", "student"), text)
+    return {**shown, "teacher_right": False, "student_right": False}
+
+
 def test_hostile_texts_stay_texts_everywhere(make_report: Make) -> None:
     report = make_report(
         recipe={**make_report()["recipe"], "name": HOSTILE, HOSTILE: HOSTILE},
         command=HOSTILE,
-        differing=[dict.fromkeys(("text", "expected", "teacher", "student"), HOSTILE)],
+        differing=[differing(HOSTILE)],
         notes=[HOSTILE],
         environment={HOSTILE: HOSTILE},
         data={"rows": {HOSTILE: 1}, "dropped": {HOSTILE: {HOSTILE: 1}}, "source": HOSTILE},
@@ -155,7 +160,7 @@ def test_hostile_texts_stay_texts_everywhere(make_report: Make) -> None:
     deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_any_text_leaves_the_page_whole(make_report: Make, text: str) -> None:
-    row = dict.fromkeys(("text", "expected", "teacher", "student"), text)
+    row = differing(text)
     found = Page(page(make_report(differing=[row]), [row]))
     assert " ".join(visible(text).split()) in found.text
 
@@ -167,7 +172,7 @@ def test_characters_that_rearrange_or_hide_text_are_made_visible() -> None:
 
 def test_at_most_twenty_rows_are_shown_and_long_ones_are_cut(make_report: Make) -> None:
     rows = [
-        {"text": f"row-{i} " + "x" * 5000, "expected": "a", "teacher": "a", "student": "b"}
+        {**differing("b"), "text": f"row-{i} " + "x" * 5000, "expected": "a", "teacher_right": True}
         for i in range(30)
     ]
     text = page(make_report(), rows)

@@ -49,6 +49,8 @@ OPTIONS = (
     "killer",
     "capture.shard_rows=64",
     "distill.precision=bf16",
+    "distill.dropout=0.1",
+    "distill.texts=[queries]",
     "distill.epochs=2",
     *SHORT,
 )
