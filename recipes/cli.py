@@ -205,7 +205,12 @@ def report(run: RunFolder) -> None:
     from .report import print_summary
 
     found = read_report(run)
-    print_summary(found, _console())
+    try:
+        print_summary(found, _console())
+    except KeyError as error:
+        raise RunError(
+            f"The report of '{run}' is damaged: it has no {error}. Run the recipe again."
+        ) from None
     folder = run if run.is_dir() else run.parent
     if found.get("smoke"):
         _print(f"Report: {folder / 'report.html'} (a smoke run: no verdict)")

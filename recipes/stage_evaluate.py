@@ -249,7 +249,7 @@ def _measure(
         loader = FORMATS[contender.fmt].loader if contender.fmt else None
         side = "teacher" if contender.side == "teacher" else "student"
         if loader is None:
-            options = {"task": recipe.task, "role": rows.role}
+            options: dict[str, Any] = {"task": recipe.task, "role": rows.role}
             if contender.side == "teacher":
                 options["model"] = rows.options
             engines.append(Engine(side, str(contender.path), options=options))

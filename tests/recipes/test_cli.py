@@ -360,6 +360,14 @@ def test_python_checks_a_recipe_and_names_the_wrong_key() -> None:
         paredown.check("search_query", sead=4)
 
 
+def test_a_report_without_its_figures_is_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "report.json").write_text('{"schema": 1}')
+    assert cli.main(["report", str(tmp_path)]) == 1
+    assert "is damaged: it has no" in capsys.readouterr().err
+
+
 def test_python_reads_reports_and_gates(run_folder: Path) -> None:
     assert paredown.report(run_folder)["verdict"] == "fail"
     assert [c.met for c in paredown.gate(run_folder, compute=0.5)] == [True]
