@@ -82,7 +82,7 @@ def report_stage(
         card.mkdir(exist_ok=True)
         write_model_card(card, report)
 
-    inputs = {**folders, **{f"export-{fmt}": folder for fmt, folder in exports.items()}}
+    inputs = dict(folders)
     return Stage("report", "stage_report", settings, inputs, work)
 
 

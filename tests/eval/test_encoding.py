@@ -60,6 +60,8 @@ def test_a_model_is_timed_at_the_length_it_is_scored_at(tiny_model: Make, tmp_pa
     save_model(tiny_model("bert", RETRIEVAL), tmp_path / "m")
     engine = load_torch(str(tmp_path / "m"), task="retrieval", model={"max_length": 4})
     assert engine.model.encoding.max_length == 4
+    save_model(engine.model, tmp_path / "limited")  # what its export is made from
+    assert load_model(tmp_path / "limited", RETRIEVAL).encoding.max_length == 4
 
 
 def test_a_module_outside_the_folder_is_refused(tiny_model: Make, tmp_path: Path) -> None:
