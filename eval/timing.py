@@ -51,11 +51,17 @@ class Engine:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-class _Worker:
-    """The parent's end of one worker process."""
+class Worker:
+    """The parent's end of one worker process.
 
-    def __init__(self, engine: Engine, threads: int, timeout: float) -> None:
-        self.engine = engine
+    Args:
+        threads: Threads of its engine.
+        timeout: Seconds it may take for one answer.
+        ahead: Import PyTorch at once, before it is known what to load.
+    """
+
+    def __init__(self, threads: int = 1, timeout: float = 600.0, *, ahead: bool = False) -> None:
+        self.engine: Engine | None = None
         self.threads = threads
         self.timeout = timeout
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
@@ -67,8 +73,11 @@ class _Worker:
             stderr=self.errors,
             env=worker_environment(threads),
         )
+        self.ahead = ahead
+        if ahead:
+            self.tell("prepare")
 
-    def __enter__(self) -> _Worker:
+    def __enter__(self) -> Worker:
         return self
 
     def __exit__(
@@ -88,16 +97,46 @@ class _Worker:
         self.process.stdout.close()
         self.errors.close()
 
+    def load(self, engine: Engine) -> None:
+        """Has the worker load an engine."""
+        self.engine = engine
+        if self.ahead:
+            self.answer("prepare")
+        asked = {"loader": engine.loader, "path": engine.path, "options": engine.options}
+        self.tell("load", threads=self.threads, **asked)
+
+    def loaded(self, texts: Sequence[str], pairs: Sequence[str] | None) -> dict[str, Any]:
+        """Waits until it has, and hands the rows over.
+
+        Returns:
+            What the engine says of itself, ``side``, and ``cold_start_s`` (None if started
+            ahead).
+        """
+        assert self.engine is not None
+        said = self.answer("load")
+        self.ask("rows", texts=list(texts), pairs=None if pairs is None else list(pairs))
+        cold = None if self.ahead else time.perf_counter() - self.started
+        return {"side": self.engine.name, "cold_start_s": cold} | said
+
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Sends a command and waits for its answer.
+        """Sends a command and waits for its answer, as `answer` does."""
+        self.tell(do, **arguments)
+        return self.answer(do)
+
+    def tell(self, do: str, **arguments: Any) -> None:
+        """Sends a command."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):  # if it has died, reading says so
+            self.process.stdin.write(json.dumps({"do": do} | arguments).encode() + b"\n")
+            self.process.stdin.flush()
+
+    def answer(self, do: str) -> dict[str, Any]:
+        """Waits for the answer to a command.
 
         Raises:
             RunError: If the worker fails, dies or does not answer in time.
         """
-        assert self.process.stdin is not None and self.process.stdout is not None
-        with contextlib.suppress(OSError):  # if it has died, reading says so
-            self.process.stdin.write(json.dumps({"do": do} | arguments).encode() + b"\n")
-            self.process.stdin.flush()
+        assert self.process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             if not selector.select(self.timeout):
@@ -107,17 +146,17 @@ class _Worker:
             code = self.process.wait()
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             raise self._failure(f"{how} during '{do}'")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise self._failure(f"failed in '{do}': {answer['error']}")
-        return answer
+        found: dict[str, Any] = json.loads(line)
+        if "error" in found:
+            raise self._failure(f"failed in '{do}': {found['error']}")
+        return found
 
     def _failure(self, what: str) -> RunError:
         self.errors.seek(0)
         lines = self.errors.read().decode(errors="replace").strip().splitlines()[-15:]
         said = "\nIts last lines:\n  " + "\n  ".join(lines) if lines else ""
-        who = f"'{self.engine.name}' ({self.engine.path})"
-        return RunError(f"Timing {who}: the worker {what}.{said}")
+        who = f" '{self.engine.name}' ({self.engine.path})" if self.engine else ""
+        return RunError(f"Timing{who}: the worker {what}.{said}")
 
 
 def worker_environment(threads: int) -> dict[str, str]:
@@ -145,6 +184,8 @@ def measure(
     offline_rows: int = 512,
     scenarios: Sequence[str] = SCENARIOS,
     timeout: float = 600.0,
+    together: bool = False,
+    spare: Worker | None = None,
 ) -> list[dict[str, Any]]:
     """Measures engines side by side.
 
@@ -166,6 +207,8 @@ def measure(
         offline_rows: Rows of an offline turn, at most.
         scenarios: Some of `SCENARIOS`.
         timeout: Seconds a worker may take for one turn.
+        together: Start all engines at once: sooner done, but cold starts then disturb each other.
+        spare: A worker that was started ahead, for the first engine; its owner ends it.
 
     Returns:
         One dict for each scenario and engine: ``side``, ``runtime``, ``precision``, ``threads``,
@@ -184,15 +227,17 @@ def measure(
         raise RecipeError(f"Unknown scenario '{unknown[0]}'; known: {', '.join(SCENARIOS)}.")
     state = machine_state()
     with contextlib.ExitStack() as stack:
-        workers, about = [], []
-        for engine in engines:
-            worker = stack.enter_context(_Worker(engine, threads, timeout))
-            asked = {"loader": engine.loader, "path": engine.path, "options": engine.options}
-            loaded = worker.ask("load", threads=threads, **asked)
-            worker.ask("rows", texts=list(texts), pairs=None if pairs is None else list(pairs))
-            cold = time.perf_counter() - worker.started
-            about.append({"side": engine.name, "cold_start_s": cold} | loaded)
-            workers.append(worker)
+        workers: list[Worker] = []
+        about = []
+        for group in [engines] if together else [[engine] for engine in engines]:
+            started = []
+            for engine in group:
+                ahead, spare = spare, None
+                started.append(ahead or stack.enter_context(Worker(threads, timeout)))
+                started[-1].load(engine)
+            for worker in started:
+                about.append(worker.loaded(texts, pairs))
+            workers += started
         found = []
         for scenario in scenarios:
             each = min(len(texts), offline_rows) if scenario == "offline" else -(-runs // rounds)
@@ -205,7 +250,7 @@ def measure(
 
 
 def _take_turns(
-    workers: Sequence[_Worker],
+    workers: Sequence[Worker],
     scenario: str,
     rows: int,
     each: int,

@@ -6,6 +6,8 @@ engine's own. Whatever libraries print goes to stderr.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import json
 import os
@@ -145,12 +147,20 @@ def peak_memory() -> int:
 
 
 class Worker:
-    """Answers the commands of one `measure`, in this order: load, rows, single or offline."""
+    """Answers the commands of one `measure`, in this order: load, rows, single or offline.
+
+    One that is started ahead is told first to prepare.
+    """
 
     def __init__(self) -> None:
         self.engine: Any = None
         self.texts: list[str] = []
         self.pairs: list[str] | None = None
+
+    def prepare(self) -> dict[str, Any]:
+        """Imports what a checkpoint needs."""
+        importlib.import_module("transformers.modeling_utils")
+        return {}
 
     def load(self, loader: str, path: str, options: dict[str, Any], threads: int) -> dict[str, Any]:
         """Makes the engine by calling ``module:function``."""
@@ -198,6 +208,7 @@ def _seconds(call: Callable[..., Any], *arguments: Any) -> float:
 
 def serve() -> None:
     """Reads commands from stdin until it ends and writes each one's answer to stdout."""
+    atexit.register(gc.freeze)  # or the process takes another second to end
     commands = os.fdopen(os.dup(0), encoding="utf-8")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     with open(os.devnull) as nothing:

@@ -23,6 +23,8 @@ class Exporter(Protocol):
         out: The folder to write.
         sample_texts: Real texts to compare the export with the checkpoint on.
         threads: Threads of the runtime in that comparison; its default if None.
+        base: A folder with the same checkpoint in the format's `Format.base`, where there is one
+            already; to be used or not.
 
     Returns:
         Facts as JSON can carry them, at least ``bytes``, ``seconds`` and ``max_difference``.
@@ -36,6 +38,7 @@ class Exporter(Protocol):
         *,
         sample_texts: Sequence[str],
         threads: int | None,
+        base: Path | None,
     ) -> dict[str, Any]:
         """Writes the folder, compares it with the checkpoint, and returns facts."""
 
@@ -52,6 +55,7 @@ class Format:
         extra: The extra of paredown that installs them.
         loader: ``module:function`` that loads the folder to run it, or None where it is loaded as
             the checkpoint is.
+        base: Another format whose folder saves work, where a run makes both.
     """
 
     name: str
@@ -60,30 +64,23 @@ class Format:
     modules: tuple[str, ...] = ()
     extra: str = ""
     loader: str | None = None
+    base: str | None = None
 
 
-def _onnx(
-    checkpoint: Path, task: Task, out: Path, *, sample_texts: Sequence[str], threads: int | None
-) -> dict[str, Any]:
+def _onnx(checkpoint: Path, task: Task, out: Path, **options: Any) -> dict[str, Any]:
     from .onnx import export_onnx
 
-    return export_onnx(
-        checkpoint, task, out, precision="fp32", sample_texts=sample_texts, threads=threads
-    )
+    return export_onnx(checkpoint, task, out, precision="fp32", **options)
 
 
-def _onnx_int8(
-    checkpoint: Path, task: Task, out: Path, *, sample_texts: Sequence[str], threads: int | None
-) -> dict[str, Any]:
+def _onnx_int8(checkpoint: Path, task: Task, out: Path, **options: Any) -> dict[str, Any]:
     from .onnx import export_onnx
 
-    return export_onnx(
-        checkpoint, task, out, precision="int8", sample_texts=sample_texts, threads=threads
-    )
+    return export_onnx(checkpoint, task, out, precision="int8", **options)
 
 
 def _sentence_transformers(
-    checkpoint: Path, task: Task, out: Path, *, sample_texts: Sequence[str], threads: int | None
+    checkpoint: Path, task: Task, out: Path, *, sample_texts: Sequence[str], **_: Any
 ) -> dict[str, Any]:
     from .sentence_transformers import export_sentence_transformers
 
@@ -141,6 +138,7 @@ def export_model(
     *,
     sample_texts: Sequence[str],
     threads: int | None = None,
+    base: Path | None = None,
 ) -> dict[str, Any]:
     """Exports a checkpoint and compares the result with it.
 
@@ -151,6 +149,7 @@ def export_model(
         out: The folder to write; it is made.
         sample_texts: Real texts for the comparison.
         threads: Threads of the runtime in the comparison; its default if None.
+        base: A folder with the same checkpoint in the format's `Format.base`, or None.
 
     Returns:
         Facts: ``format``, ``bytes``, ``seconds``, ``max_difference`` and what the format adds.
@@ -160,14 +159,13 @@ def export_model(
         RunError: If the export fails, or answers differently from the checkpoint.
     """
     entry = get_format(fmt, task)
-    facts = entry.export(checkpoint, task, out, sample_texts=sample_texts, threads=threads)
+    facts = entry.export(
+        checkpoint, task, out, sample_texts=sample_texts, threads=threads, base=base
+    )
     return {"format": fmt} | facts
 
 
-register_format(
-    Format("onnx", _onnx, ("class_logits", "embedding"), ONNX_MODULES, "onnx", RUNNER),
-)
-register_format(
-    Format("onnx-int8", _onnx_int8, ("class_logits", "embedding"), ONNX_MODULES, "onnx", RUNNER),
-)
+SIGNALS: tuple[Signal, ...] = ("class_logits", "embedding")
+register_format(Format("onnx", _onnx, SIGNALS, ONNX_MODULES, "onnx", RUNNER))
+register_format(Format("onnx-int8", _onnx_int8, SIGNALS, ONNX_MODULES, "onnx", RUNNER, "onnx"))
 register_format(Format("sentence-transformers", _sentence_transformers, ("embedding",)))

@@ -67,6 +67,7 @@ def export_onnx(
     precision: str,
     sample_texts: Sequence[str] = (),
     threads: int | None = None,
+    base: Path | None = None,
 ) -> dict[str, Any]:
     """Writes a folder that runs by itself, and compares it with PyTorch.
 
@@ -78,6 +79,8 @@ def export_onnx(
             scale for each output channel; activations quantised while running.
         sample_texts: Real texts for the comparison.
         threads: Threads of ONNX Runtime in the comparison; all cores if None.
+        base: The folder of this checkpoint's fp32 export, to be quantised; for int8 the checkpoint
+            is traced once more if None.
 
     Returns:
         Facts: ``precision``, ``bytes``, ``seconds``, ``max_difference``, ``tolerance`` (None for
@@ -91,8 +94,9 @@ def export_onnx(
     model = load_model(checkpoint, task)
     out.mkdir(parents=True, exist_ok=True)
     output = "logits" if model.signal == "class_logits" else "embedding"
-    graph = _trace(model, quantize=precision == "int8")
-    _clean(graph, output)
+    graph = _fp32_graph(model, output, base)
+    if precision == "int8":
+        graph = _quantized(graph)
     _save(graph, out)
     settings = _settings(model, task, precision, output)
     _write_companions(model, settings, out)
@@ -110,7 +114,36 @@ def export_onnx(
     return facts | compared | {"opset": graph.opset_imports[""], "versions": settings["versions"]}
 
 
-def _trace(model: TextModel, *, quantize: bool) -> onnx_ir.Model:
+def _fp32_graph(model: TextModel, output: str, base: Path | None) -> onnx_ir.Model:
+    import onnx_ir
+
+    if base is not None:
+        return onnx_ir.load(base / "model.onnx")
+    graph = _trace(model)
+    _clean(graph, output)
+    return graph
+
+
+def _quantized(graph: onnx_ir.Model) -> onnx_ir.Model:
+    """The graph with weights in 8 bits; names are kept, and what the quantiser notes is dropped."""
+    with into_log(logger):
+        try:
+            exporters: Any = importlib.import_module("transformers.exporters")
+            int8 = exporters.OnnxRuntimeDynamicConfig(per_channel=True)
+            found: onnx_ir.Model = exporters.OnnxRuntimeQuantizer(int8).quantize(graph, {}, "onnx")
+        except Exception as error:  # onnx and ONNX Runtime share no base
+            raise _failed("Quantisation of the ONNX graph", error) from error
+    return found
+
+
+def _failed(what: str, error: Exception) -> RunError:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return RunError(
+        f"{what} failed: {type(error).__name__}: {first} (the log has what the exporter said)."
+    )
+
+
+def _trace(model: TextModel) -> onnx_ir.Model:
     """The graph of a model, batch and sequence dynamic, from ``transformers.exporters``."""
     import torch
     from torch.export import Dim
@@ -134,20 +167,12 @@ def _trace(model: TextModel, *, quantize: bool) -> onnx_ir.Model:
     with into_log(logger):
         try:
             exporters: Any = importlib.import_module("transformers.exporters")
-            options = {}
-            if quantize:
-                int8 = exporters.OnnxRuntimeDynamicConfig(per_channel=True)
-                options["quantizer"] = exporters.OnnxRuntimeQuantizer(int8)
-            config = exporters.OnnxConfig(dynamic=True, dynamic_shapes=dims, **options)
+            config = exporters.OnnxConfig(dynamic=True, dynamic_shapes=dims)
             exported = exporters.OnnxExporter().export(Graph().eval(), batch, config=config)
             # transformers before 5.23 gives torch's ONNXProgram
             graph: onnx_ir.Model = getattr(exported, "program", None) or exported.model
         except Exception as error:  # torch.export, onnxscript and ONNX Runtime share no base
-            first = (str(error).strip().splitlines() or [""])[0]
-            raise RunError(
-                f"ONNX export of a {model.config.model_type} model failed: "
-                f"{type(error).__name__}: {first} (the log has what the exporter said)."
-            ) from error
+            raise _failed(f"ONNX export of a {model.config.model_type} model", error) from error
     return graph
 
 

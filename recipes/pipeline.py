@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..eval.errors import RunError
+from ..eval.timing import Worker
 from .contenders import Contender
 from .layer_maps import hidden_layers
 from .progress import Display
@@ -142,21 +144,34 @@ class _Run:
             )
             made["distill-labels"] = ensure(stage)
             contenders.append(self._model("labels", made["distill-labels"]))
-        # A smoke run's figures mean nothing: it times one side, and exports no teacher to time.
-        sides = contenders[1:2] if self.smoke else contenders[:2]
-        timed = [c for c in sides if not c.recorded]
-        inputs = dict(made)
-        for contender, folder in self._exported(data, teacher):
-            inputs[contender.name] = made[folder.name] = folder
-            timed += [contender] if contender.fmt != "sentence-transformers" else []
-            contenders += [contender] if contender.side == "export" else []
-        evaluated = ensure(evaluate_stage(recipe, inputs, contenders, timed, smoke=self.smoke))
-        self._check_flips(evaluated)
-        made["evaluate"] = evaluated
+        with self._worker_ahead(pruned) as spare:
+            made["evaluate"] = self._evaluated(made, contenders, spare)
+        self._check_flips(made["evaluate"])
         return ensure(
             report_stage(
                 recipe, made, contenders, self.exports, command=self.command, smoke=self.smoke
             )
+        )
+
+    def _worker_ahead(self, before: Folder) -> contextlib.AbstractContextManager[Worker | None]:
+        """While a smoke run exports, its timing worker imports PyTorch beside it."""
+        wanted = self.smoke and self.store.world.main and not before.cached
+        return Worker(ahead=True) if wanted else contextlib.nullcontext()
+
+    def _evaluated(
+        self, made: dict[str, Folder], contenders: list[Contender], spare: Worker | None
+    ) -> Folder:
+        """Exports the student, then scores and times everything; adds what it made to both."""
+        # A smoke run's figures mean nothing: it times one side, and exports no teacher to time.
+        sides = contenders[1:2] if self.smoke else contenders[:2]
+        timed = [c for c in sides if not c.recorded]
+        inputs = dict(made)
+        for contender, folder in self._exported(made["data"], made["teacher"]):
+            inputs[contender.name] = made[folder.name] = folder
+            timed += [contender] if contender.fmt != "sentence-transformers" else []
+            contenders += [contender] if contender.side == "export" else []
+        return self.store.ensure(
+            evaluate_stage(self.recipe, inputs, contenders, timed, smoke=self.smoke, spare=spare)
         )
 
     def _teacher(self, teacher: Folder) -> Contender:
@@ -178,11 +193,17 @@ class _Run:
 
     def _exported(self, data: Folder, teacher: Folder) -> Iterator[tuple[Contender, Folder]]:
         """The student in every format; and the teacher, to time both on the same runtime."""
+        from ..export import FORMATS
+
         name, student = self.recipe.task, self.students[0][1]
-        for fmt in self.recipe.export:
-            stage = export_stage(name, fmt, data, student, student.path / CHECKPOINT)
-            folder = self.store.ensure(stage)
-            self.exports[fmt] = folder
+        asked = self.recipe.export
+        bases = [FORMATS[fmt].base for fmt in asked]
+        for fmt in sorted(asked, key=lambda fmt: fmt not in bases):  # what others are made from
+            base = self.exports.get(FORMATS[fmt].base or "")
+            stage = export_stage(name, fmt, data, student, student.path / CHECKPOINT, base=base)
+            self.exports[fmt] = self.store.ensure(stage)
+        self.exports = {fmt: self.exports[fmt] for fmt in asked}
+        for fmt, folder in self.exports.items():
             path = folder.path / EXPORTED
             yield Contender("export", path, fmt, symmetric=self.recipe.symmetric), folder
         checkpoint = teacher_checkpoint(teacher.path)

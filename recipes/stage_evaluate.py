@@ -17,7 +17,7 @@ from ..eval.errors import RunError
 from ..eval.hub_metrics import hub_value
 from ..eval.metrics import METRICS, Scores
 from ..eval.tasks import get_task
-from ..eval.timing import Engine, measure
+from ..eval.timing import Engine, Worker, measure
 from ..export.formats import FORMATS
 from ..prune.vocabulary import tokenization_change
 from .contenders import Contender, TestRows
@@ -39,6 +39,7 @@ def evaluate_stage(
     timed: Sequence[Contender],
     *,
     smoke: bool,
+    spare: Worker | None = None,
 ) -> Stage:
     """Scores every contender on the test rows and times some of them side by side.
 
@@ -48,6 +49,7 @@ def evaluate_stage(
         contenders: The teacher first, then the students.
         timed: What is timed; the teacher's export is timed and not scored.
         smoke: Times a few rows only: a smoke run's figures mean nothing.
+        spare: A worker for timing that was started ahead.
     """
     settings: dict[str, Any] = {
         "task": recipe.task,
@@ -74,7 +76,7 @@ def evaluate_stage(
         found["differing"] = _differing(rows, scores, contenders)
         if recipe.evaluate.latency_rows and any(not c.recorded for c in timed):
             context.bar.update(0, 1, "timing")
-            found["measurements"] = _measure(recipe, rows, timed, smoke=smoke)
+            found["measurements"] = _measure(recipe, rows, timed, smoke, spare)
         _keep(context.out, scores)
         text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
         (context.out / REPORT).write_text(text, encoding="utf-8")
@@ -240,7 +242,11 @@ def _differing(
 
 
 def _measure(
-    recipe: Recipe, rows: TestRows, timed: Sequence[Contender], *, smoke: bool
+    recipe: Recipe,
+    rows: TestRows,
+    timed: Sequence[Contender],
+    smoke: bool,
+    spare: Worker | None,
 ) -> list[dict[str, Any]]:
     engines = []
     for contender in timed:
@@ -258,6 +264,7 @@ def _measure(
     count = min(recipe.evaluate.latency_rows, len(rows.texts))
     if smoke:
         few: dict[str, Any] = {"runs": 20, "rounds": 2, "warmup": 2, "offline_rows": 32}
+        few |= {"together": True, "spare": spare}
         return measure(engines, rows.texts[:32], rows.pairs and rows.pairs[:32], **few)
     # Drawn from all rows, so that short and long ones are timed in their true shares.
     rows_timed = np.random.default_rng(0).permutation(len(rows.texts))[: max(count, 512)]

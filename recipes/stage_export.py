@@ -29,6 +29,7 @@ def export_stage(
     *,
     of: str = "student",
     max_length: int | None = None,
+    base: Folder | None = None,
 ) -> Stage:
     """Exports one checkpoint to one format, and compares it with the checkpoint.
 
@@ -40,6 +41,7 @@ def export_stage(
         checkpoint: Its folder.
         of: ``student``, or ``teacher`` where it is exported to be timed beside the student.
         max_length: Tokens of a text that the recipe has the model read; None for its own limit.
+        base: The same checkpoint's export in the format that this one is made from, or None.
     """
     task = get_task(task_name)
 
@@ -51,14 +53,18 @@ def export_stage(
         if max_length:
             source = context.out / "limited"
             save_model(load_model(checkpoint, task, max_length=max_length), source)
-        facts = export_model(source, task, fmt, context.out / EXPORTED, sample_texts=texts)
+        made = context.inputs["base"] / EXPORTED if base else None
+        facts = export_model(
+            source, task, fmt, context.out / EXPORTED, sample_texts=texts, base=made
+        )
         if max_length:
             shutil.rmtree(source)
         (context.out / REPORT).write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
     name = f"export-{fmt}" if of == "student" else f"export-{of}-{fmt}"
     settings = {"task": task.name, "format": fmt, "of": of, "max_length": max_length}
-    return Stage(name, "stage_export", settings, {"data": data, "model": model}, work)
+    inputs = {"data": data, "model": model} | ({"base": base} if base else {})
+    return Stage(name, "stage_export", settings, inputs, work)
 
 
 def export_facts(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from paredown.eval.errors import RecipeError, RunError
-from paredown.eval.timing import Engine, decide, measure
+from paredown.eval.timing import Engine, Worker, decide, measure
 
 ENGINES = """
 import os, signal, sys, time
@@ -98,15 +98,28 @@ def test_each_engine_and_scenario_gives_one_measurement() -> None:
     assert slow["load_average"] >= 0 and 0 <= slow["busy_before"] <= 1
 
 
-def test_engines_work_in_turns_and_never_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_engines_work_in_turns_and_never_at_once(tmp_path: Path, together: bool) -> None:
     log = tmp_path / "log.txt"
     pair = [engine("a", log=str(log)), engine("b", log=str(log))]
-    measure(pair, ["x"], scenarios=["single_stream"], threads=2, **FEW)
+    measure(pair, ["x"], scenarios=["single_stream"], threads=2, together=together, **FEW)
     lines = [line.split() for line in log.read_text().splitlines()]
     assert [line[1:] for line in lines if line[1] == "threads"] == [["threads", "2", "2"]] * 2
     who = [line[0][0] for line in lines if line[1] == "run"]
     blocks = [name for i, name in enumerate(who) if i == 0 or who[i - 1] != name]
     assert blocks == ["a", "b"] * 4  # the first answer, then three rounds
+
+
+def test_a_worker_started_ahead_takes_the_first_engine(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    pair = [engine("a", log=str(log)), engine("b", log=str(log))]
+    with Worker(ahead=True) as spare:
+        found = measure(pair, ["x"], scenarios=["single_stream"], spare=spare, **FEW)
+        assert spare.process.poll() is None
+    assert spare.process.poll() == 0
+    assert [m["side"] for m in found] == ["a", "b"]
+    assert found[0]["cold_start_s"] is None and found[1]["cold_start_s"] > 0.02
+    assert found[0]["peak_memory_bytes"] > 5 * found[1]["peak_memory_bytes"]  # it has PyTorch
 
 
 def test_offline_batches_hold_rows_of_like_length(tmp_path: Path) -> None:

@@ -136,6 +136,21 @@ def test_int8_is_smaller_and_close(task: str, exported: Exported) -> None:
     assert cosine.min() > 0.9
 
 
+def test_int8_made_from_the_fp32_export_is_the_traced_one(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    checkpoint, plain, _ = exported("bert", "retrieval", "onnx")
+    _, traced, expected = exported("bert", "retrieval", "onnx-int8")
+    monkeypatch.setattr(exporter, "_trace", lambda model: pytest.fail("traced again"))
+    options: dict[str, Any] = {"precision": "int8", "sample_texts": TEXTS, "threads": 1}
+    facts = exporter.export_onnx(checkpoint, get_task("retrieval"), tmp_path, base=plain, **options)
+    assert np.array_equal(load(tmp_path).signal(TEXTS), load(traced).signal(TEXTS))
+    same = ("max_difference", "mean_cosine", "rows_compared", "opset")
+    assert {name: facts[name] for name in same} == {name: expected[name] for name in same}
+    assert not {path.name for path in tmp_path.iterdir()} ^ {p.name for p in traced.iterdir()}
+    assert b"/home/" not in (tmp_path / "model.onnx").read_bytes()
+
+
 def test_an_int8_answer_does_not_depend_on_its_neighbours(exported: Exported) -> None:
     _, folder, _ = exported("bert", "classification", "onnx-int8")
     runner = load(folder, threads=1)
