@@ -1,12 +1,14 @@
 """Pruning: where a model can be cut, what matters least, the cut itself, and the fit after it."""
 
-from .anatomy import ANATOMIES, Anatomy, anatomy_of
+from .anatomy import AXES, Anatomy, anatomy_of
+from .architectures import ANATOMIES
 from .pruning import Pruned, prune_model
 from .surgery import Cut, IndexMap, cut, cut_backbone
 from .vocabulary import PrunedVocabulary, TokenizationChange, prune_vocabulary, tokenization_change
 
 __all__ = [
     "ANATOMIES",
+    "AXES",
     "Anatomy",
     "Cut",
     "IndexMap",

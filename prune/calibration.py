@@ -83,7 +83,7 @@ def signals(model: TextModel, batches: Sequence[dict[str, Tensor]], precision: s
     """A model's signal on batches, (n, W) float32, in the batches' order."""
     found = []
     for batch in batches:
-        with autocast(model.backbone.device, precision):
+        with autocast(model.backbone.device, precision), without_cache(model):
             found.append(model(**batch).values.float())
     return torch.cat(found)
 
@@ -114,11 +114,31 @@ def only_layers(model: TextModel, anatomy: Anatomy, keep: Sequence[int]) -> Iter
     layers = anatomy.layers_of(model.backbone)
     path, _, name = anatomy.layers.rpartition(".")
     parent: nn.Module = model.backbone.base_model.get_submodule(path)
+    config: Any = model.config
+    types = getattr(config, "layer_types", None)
     setattr(parent, name, nn.ModuleList([layers[i] for i in keep]))
+    if types:  # decoders look up the kind of the i-th layer there
+        config.layer_types = [types[i] for i in keep]
     try:
         yield
     finally:
         setattr(parent, name, layers)
+        if types:
+            config.layer_types = types
+
+
+@contextlib.contextmanager
+def without_cache(model: TextModel) -> Iterator[None]:
+    """Runs a block without the cache of keys and values that decoders fill by default."""
+    config: Any = model.config
+    before = getattr(config, "use_cache", None)
+    if before is not None:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        if before is not None:
+            config.use_cache = before
 
 
 class LayerRunner:
@@ -136,7 +156,7 @@ class LayerRunner:
         batches: Sequence[dict[str, Tensor]],
         precision: str,
     ) -> None:
-        self.precision = precision
+        self.precision, self.anatomy, self.batches = precision, anatomy, batches
         self.device = model.backbone.device
         self.masks = [batch["attention_mask"].bool() for batch in batches]
         self.inputs: list[Tensor] = []
@@ -154,11 +174,15 @@ class LayerRunner:
         try:
             for batch in batches:
                 self._extras.append([])
-                with torch.no_grad(), autocast(self.device, precision):
+                with torch.no_grad(), autocast(self.device, precision), without_cache(model):
                     model(**batch)
         finally:
             for handle in handles:
                 handle.remove()
+
+    def of(self, model: TextModel) -> LayerRunner:
+        """The same for another model on the same batches."""
+        return LayerRunner(model, self.anatomy, self.batches, self.precision)
 
     def run(self, layer: nn.Module, number: int, batch: int, states: Tensor) -> Tensor:
         """The output of a layer, (B, T, H).

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +25,10 @@ from .anatomy import Anatomy
 from .calibration import LayerRunner
 from .importance import channel_importance, choose_by_score, choose_channels
 from .least_squares import Moments, as_float64, solve
+from .modules import Linear
+
+LARGE = 4096
+"""FFN channels from which on they are chosen one by one, if there are no more tokens than that."""
 
 
 def fit(
@@ -35,6 +39,8 @@ def fit(
     width: int | None,
     *,
     compensate: bool,
+    narrowed: TextModel | None = None,
+    hidden: Sequence[int] | None = None,
 ) -> tuple[TextModel, list[list[int]] | None]:
     """Chooses the FFN channels of the kept layers, and fits the kept layers to the cut.
 
@@ -46,16 +52,18 @@ def fit(
         width: FFN channels to keep of each, or None for all.
         compensate: Whether to fit. If not, channels are chosen by `channel_importance` and no
             weight of a kept channel is changed.
+        narrowed: The original with other axes cut, to go on from; the original itself if None.
+        hidden: Channels of the residual stream that it has kept, or None for all.
 
     Returns:
-        A model of the original's shape, ready for `surgery.cut`: with the other layers skipped it
-        computes what the cut model will. And the channels kept of each kept layer, ascending, or
-        None where the width is not cut.
+        A model of the narrowed one's shape, ready for `surgery.cut`: with the other layers skipped
+        it computes what the cut model will. And the channels kept of each kept layer, ascending,
+        or None where the width is not cut.
     """
-    walk = _Walk(model, anatomy, rows)
+    walk = _Walk(model, anatomy, rows, narrowed, hidden)
     ends = [*(i - 1 for i in layers[1:]), len(walk.originals) - 1]
     channels: list[list[int]] = []
-    begin, equal = 0, layers[0] == 0
+    begin, equal = 0, layers[0] == 0 and narrowed is None
     for number, end in zip(layers, ends, strict=True):
         if compensate and end != number:
             walk.take_norm(number, end)
@@ -65,7 +73,7 @@ def fit(
         if compensate and not (equal and width is None):
             walk.fit(number, moments, keep)
         else:
-            _mask(walk.out(number), keep)
+            walk.out(number).silence(keep)
         equal = equal and width is None
         walk.advance(number)
         channels.append(keep)
@@ -80,15 +88,8 @@ def unfitted(
     work = copy.deepcopy(model)
     for number, keep in zip(layers, channels or [], strict=False):
         out = anatomy.layers_of(work.backbone)[number].get_submodule(anatomy.ffn_out)
-        _mask(cast("nn.Linear", out), keep)
+        Linear(out).silence(keep)
     return work
-
-
-def _mask(out: nn.Linear, keep: Sequence[int]) -> None:
-    gone = torch.ones(out.in_features, dtype=torch.bool)
-    gone[list(keep)] = False
-    with torch.no_grad():
-        out.weight[:, gone.to(out.weight.device)] = 0
 
 
 class _Tap:
@@ -102,17 +103,28 @@ class _Tap:
 class _Walk:
     """The original and a copy in the making, side by side, from the first layer to the last."""
 
-    def __init__(self, model: TextModel, anatomy: Anatomy, rows: LayerRunner) -> None:
-        self.anatomy, self.rows = anatomy, rows
-        self.work = copy.deepcopy(model)
+    def __init__(
+        self,
+        model: TextModel,
+        anatomy: Anatomy,
+        rows: LayerRunner,
+        narrowed: TextModel | None,
+        hidden: Sequence[int] | None,
+    ) -> None:
+        self.anatomy, self.rows, self.runner = anatomy, rows, rows
+        self.work = copy.deepcopy(narrowed or model)
         self.originals = anatomy.layers_of(model.backbone)
         self.copies = anatomy.layers_of(self.work.backbone)
-        self.teacher, self.student = list(rows.inputs), list(rows.inputs)  # B × (rows, T, H)
+        self.teacher = list(rows.inputs)  # each (B, T, H)
+        if narrowed is not None:
+            self.runner = rows.of(self.work)
+        self.student = list(self.runner.inputs)  # each (B, T, kept H)
+        self.hidden = None if hidden is None else torch.tensor(list(hidden))
 
     def take_norm(self, number: int, end: int) -> None:
         """Gives a layer the norm at the end of the gap behind it."""
         if (path := self.anatomy.ffn_norm) is not None:
-            state = self.originals[end].get_submodule(path).state_dict()
+            state = self.copies[end].get_submodule(path).state_dict()
             self.copies[number].get_submodule(path).load_state_dict(state)
 
     def moments(self, number: int, gap: range | None) -> Moments:
@@ -124,19 +136,23 @@ class _Walk:
                 states are moved; None to meet the layer's own FFN output.
         """
         out = self.out(number)
-        moments = Moments(out.in_features, out.out_features)
+        moments = Moments(out.inputs, out.outputs)
+        gap = None if self.anatomy.stacks[0].sandwich else gap
         for batch, mask in enumerate(self.rows.masks):
             with self._tapped(self.copies[number]) as own:
-                self.rows.run(self.copies[number], number, batch, self.student[batch])
+                self.runner.run(self.copies[number], number, batch, self.student[batch])
             target, weight = own.output, torch.ones_like(mask, dtype=torch.float32)
             for passed in gap or ():
                 with self._tapped(self.originals[passed]) as original:
                     self.teacher[batch] = self.rows.run(
                         self.originals[passed], passed, batch, self.teacher[batch]
                     )
-                target = original.sum - (own.sum - own.output)
+                total = original.sum
+                if self.hidden is not None:
+                    total = total.index_select(-1, self.hidden.to(total.device))
+                target = total - (own.sum - own.output)
                 # A norm divides by the deviation, and with it the error of this token.
-                weight = 1 / original.sum.var(-1, correction=0).clamp(min=1e-12)
+                weight = 1 / total.var(-1, correction=0).clamp(min=1e-12)
             moments.add(own.channels[mask], target[mask], weight[mask])
         return moments
 
@@ -146,12 +162,12 @@ class _Walk:
         """The channels to keep of a layer."""
         out = self.out(number)
         if width is None:
-            return list(range(out.in_features))
-        if not fitted:
-            weight = as_float64(out.weight)
-            return choose_by_score(channel_importance(moments.second_moment(), weight), width)
+            return list(range(out.inputs))
+        if not fitted or out.inputs > max(LARGE, moments.tokens / 2):
+            scores = channel_importance(moments.second_moment(), out.as_float64())
+            return choose_by_score(scores, width)
         covariance, cross = moments.covariances()
-        scale = np.ones(out.out_features)
+        scale = np.ones(out.outputs)
         if (path := self.anatomy.ffn_norm) is not None:
             scale = as_float64(self.copies[number].get_submodule(path).weight)  # type: ignore[arg-type]
         return choose_channels(covariance, cross * scale, width)
@@ -159,23 +175,19 @@ class _Walk:
     def fit(self, number: int, moments: Moments, keep: Sequence[int]) -> None:
         """Fits a layer's output projection; channels that are not kept get weight 0."""
         out = self.out(number)
-        start = as_float64(out.weight)
+        start = out.as_float64()
         weight = np.zeros_like(start)
-        weight[:, keep], bias = solve(moments, keep, start[:, keep])
-        with torch.no_grad():
-            out.weight.copy_(torch.from_numpy(weight))
-            if out.bias is not None:
-                out.bias.copy_(torch.from_numpy(bias))
+        weight[:, keep], bias = solve(moments, keep, start[:, keep], intercept=out.has_bias)
+        out.set(weight, bias)
 
     def advance(self, number: int) -> None:
         """Moves the copy's states through a layer."""
         for batch, states in enumerate(self.student):
-            self.student[batch] = self.rows.run(self.copies[number], number, batch, states)
+            self.student[batch] = self.runner.run(self.copies[number], number, batch, states)
 
-    def out(self, number: int) -> nn.Linear:
+    def out(self, number: int) -> Linear:
         """The output projection of a layer of the copy."""
-        out = self.copies[number].get_submodule(self.anatomy.ffn_out)
-        return cast("nn.Linear", out)
+        return Linear(self.copies[number].get_submodule(self.anatomy.ffn_out))
 
     @contextlib.contextmanager
     def _tapped(self, layer: nn.Module) -> Iterator[_Tap]:

@@ -74,7 +74,11 @@ class Moments:
 
 
 def solve(
-    moments: Moments, keep: Sequence[int], start: NDArray[np.float64]
+    moments: Moments,
+    keep: Sequence[int],
+    start: NDArray[np.float64],
+    *,
+    intercept: bool = True,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Least squares of the target on some of the features, with intercept, in float64.
 
@@ -85,17 +89,22 @@ def solve(
         moments: Of features and target.
         keep: Features to use, K of them.
         start: Weights to fall back on, (H, K).
+        intercept: Whether a constant is fitted; the map has no place for one otherwise.
 
     Returns:
-        Weights (H, K) and intercept (H,).
+        Weights (H, K) and intercept (H,), which is 0 where none is fitted.
     """
     index = np.asarray(keep)
     covariance, cross = moments.covariances()
     mean, target = moments.means()
+    if not intercept:
+        covariance, cross = covariance + np.outer(mean, mean), cross + np.outer(mean, target)
     variance = np.diag(covariance)
     part = covariance[np.ix_(index, index)]
     ridge = RIDGE * len(index) / moments.tokens * variance[index] + FLOOR * variance.mean() + 1e-12
     solved = np.linalg.solve(part + np.diag(ridge), cross[index] + ridge[:, None] * start.T).T
+    if not intercept:
+        return solved, np.zeros_like(target)
     return solved, target - solved @ mean[index]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,8 +12,12 @@ from ..eval.errors import RecipeError
 from ..eval.models import Row, TextModel
 from .anatomy import Anatomy, anatomy_of
 from .calibration import LayerRunner, batches_of, distance, only_layers, sample_rows, signals
+from .choices import States, choose
 from .compensation import fit, unfitted
 from .importance import layer_importance, rank_layers
+from .narrowing import narrow, narrow_and_fit
+from .rotation import can_rotate, principal_basis, rotate
+from .sizes import Sizes, checked_sizes
 from .surgery import Cut, IndexMap, cut
 from .vocabulary import PrunedVocabulary, prune_vocabulary
 
@@ -23,8 +29,6 @@ LAYER_ROWS = 128
 CANDIDATE_ROWS = 256
 """Calibration rows that the best subsets of layers are fitted on, at most, to choose among them."""
 CANDIDATES = 3
-LARGE = 100_000_000
-"""Parameters from which on widths are multiples of 64 and not of 8."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,9 @@ class Pruned:
 
     Attributes:
         model: Smaller, and a stock checkpoint once saved.
-        index_map: What was kept, in the original's numbering: ``layers``, ``channels`` of each
-            kept layer, ``vocabulary``; an axis that was not cut is absent.
+        index_map: What was kept, in the original's numbering, as `Cut` has it; an axis that was
+            not cut is absent. Where the hidden space was turned first, ``hidden`` counts its
+            principal directions.
         facts: For the report, made of JSON's types: shapes and parameters before and after, the
             distance to the original as cut and as fitted on held-out calibration rows, layer
             scores, rounding, vocabulary.
@@ -53,6 +58,10 @@ def prune_model(
     pairs: Sequence[str] | None = None,
     layers: int | Sequence[int] | None = None,
     intermediate_size: int | None = None,
+    attention_heads: int | None = None,
+    kv_heads: int | None = None,
+    hidden_size: int | None = None,
+    experts: int | None = None,
     vocabulary: Literal["task"] | None = None,
     vocabulary_texts: Iterable[str] | None = None,
     compensate: bool = True,
@@ -70,12 +79,17 @@ def prune_model(
         pairs: The second text of each row, or None.
         layers: How many to keep, or which ones; None for all.
         intermediate_size: FFN channels to keep of each layer; None for all.
+        attention_heads: Query heads to keep of each layer; None for all.
+        kv_heads: Key and value heads to keep of each layer, with their query heads; None for all.
+        hidden_size: Channels of the residual stream to keep; None for all. Where heads are as wide
+            as hidden size ÷ heads, whole heads go with it.
+        experts: To keep of each layer that has some; None for all.
         vocabulary: ``task`` to keep the tokens that ``vocabulary_texts`` use; None for all.
         vocabulary_texts: Streamed; the calibration's texts if None.
         compensate: Whether what remains is fitted to what was cut.
         calibration_rows: Rows to fit on, at most.
-        round_to: The FFN width is rounded to a multiple of this; None for 8, or 64 for models of
-            over 100 M parameters.
+        round_to: FFN and hidden width are rounded to a multiple of this; None for 8, or 64 for
+            models of over 100 M parameters.
         seed: Of the sample.
         precision: Of forward passes: ``fp32``, ``bf16`` or ``fp16``. Fits are in float64.
 
@@ -83,76 +97,37 @@ def prune_model(
         RecipeError: If the architecture cannot be cut so, or a cut would have no effect.
     """
     anatomy = anatomy_of(model.config)
-    if layers is None and intermediate_size is None and vocabulary is None:
-        raise RecipeError(
-            "Nothing to cut: give `prune.layers`, `prune.intermediate_size` or `prune.vocabulary`."
-        )
-    before = {axis: anatomy.size(model.config, axis) for axis in anatomy.axes}
     parameters = sum(p.numel() for p in model.parameters())
-    wanted = None if layers is None else _checked_layers(anatomy, before["layers"], layers)
-    multiple = round_to if round_to is not None else 64 if parameters > LARGE else 8
-    width = None
-    if intermediate_size is not None:
-        width = _checked_width(anatomy, before["intermediate_size"], intermediate_size, multiple)
+    asked = {
+        "layers": layers,
+        "intermediate_size": intermediate_size,
+        "attention_heads": attention_heads,
+        "kv_heads": kv_heads,
+        "hidden_size": hidden_size,
+        "experts": experts,
+    }
+    sizes = checked_sizes(anatomy, model.config, parameters, asked, round_to)
+    if not sizes.any and vocabulary is None:
+        raise RecipeError(f"Nothing to cut: give `prune.{'`, `prune.'.join(anatomy.axes)}`.")
+    before = anatomy.sizes(model.config)
     facts: dict[str, Any] = {"shapes": {"before": before}, "parameters": {"before": parameters}}
-    source, kept, channels = model, None, None
-    if wanted is not None or width is not None:
+    source, what = model, Cut()
+    if sizes.any:
         rows, held = sample_rows(model, texts, pairs, roles, calibration_rows, seed)
         calibrated = _Calibrated(model, anatomy, rows, held, precision)
-        source, kept, channels = calibrated.prune(wanted, width, compensate, facts)
-        if wanted is None:
-            kept = None
+        source, what = calibrated.prune(sizes, compensate, facts)
     smaller: PrunedVocabulary | None = None
     if vocabulary is not None:
         smaller = _vocabulary(model, before["vocabulary"], vocabulary_texts, texts, facts)
-    if width != intermediate_size:
-        facts["rounded"] = {"asked": intermediate_size, "used": width, "multiple_of": multiple}
-    result, index_map = cut(
-        source,
-        Cut(kept, channels, smaller.kept if smaller else None),
-        smaller.tokenizer if smaller else None,
-    )
-    facts["shapes"]["after"] = {axis: anatomy.size(result.config, axis) for axis in anatomy.axes}
+        what = dataclasses.replace(what, vocabulary=smaller.kept)
+    if sizes.rounded:
+        facts["rounded"] = sizes.rounded
+    # heads, hidden channels and experts are gone from the source already
+    last = Cut(layers=what.layers, channels=what.channels, vocabulary=what.vocabulary)
+    result, _ = cut(source, last, smaller.tokenizer if smaller else None)
+    facts["shapes"]["after"] = anatomy.sizes(result.config)
     facts["parameters"]["after"] = sum(p.numel() for p in result.parameters())
-    return Pruned(result, index_map, facts)
-
-
-def _checked_layers(anatomy: Anatomy, size: int, layers: int | Sequence[int]) -> int | list[int]:
-    anatomy.fields("layers")
-    if isinstance(layers, int):
-        if not 0 < layers < size:
-            raise RecipeError(
-                f"`prune.layers` asks for {layers} layers and the model has {size}: it can keep 1 "
-                f"or more, and fewer than {size}."
-            )
-        return layers
-    kept = sorted(layers)
-    if not kept or len(set(kept)) < len(kept) or kept[0] < 0 or kept[-1] >= size:
-        raise RecipeError(
-            f"`prune.layers` is {list(layers)}; the model has the layers 0 to {size - 1}: name "
-            "those to keep, each once."
-        )
-    if len(kept) == size:
-        raise RecipeError(f"`prune.layers` names all {size} layers of the model: that is no cut.")
-    return kept
-
-
-def _checked_width(anatomy: Anatomy, size: int, asked: int, multiple: int) -> int:
-    anatomy.fields("intermediate_size")
-    if multiple < 1:
-        raise RecipeError(f"`prune.round_to` is {multiple}; it must be 1 or more.")
-    if not 0 < asked < size:
-        raise RecipeError(
-            f"`prune.intermediate_size` asks for {asked} channels and the model has {size}: it "
-            f"can keep 1 or more, and fewer than {size}."
-        )
-    width = max(multiple, (asked + multiple // 2) // multiple * multiple)
-    if width >= size:
-        raise RecipeError(
-            f"`prune.intermediate_size` {asked}, as a multiple of {multiple}, is {width}, and the "
-            f"model has {size}: that is no cut. Ask for less, or set `prune.round_to` to 1."
-        )
-    return width
+    return Pruned(result, what.index_map(), facts)
 
 
 def _vocabulary(
@@ -197,27 +172,39 @@ class _Calibrated:
         self.held_rows = len(held)
         self.held = batches_of(model, held)
         self.reference = signals(model, self.held, precision)
+        self._runner: LayerRunner | None = None
 
-    def prune(
-        self,
-        wanted: int | list[int] | None,
-        width: int | None,
-        compensate: bool,
-        facts: dict[str, Any],
-    ) -> tuple[TextModel, list[int], list[list[int]] | None]:
-        """Chooses and fits; gives the model to cut, the layers and the channels to keep."""
+    def prune(self, sizes: Sizes, compensate: bool, facts: dict[str, Any]) -> tuple[TextModel, Cut]:
+        """Chooses and fits.
+
+        Returns:
+            A model from which heads, hidden channels and experts are gone, and layers and FFN
+            channels are still to be cut; and all that is kept.
+        """
         every = list(range(self.anatomy.size(self.model.config, "layers")))
+        wanted, width = sizes.layers, sizes.intermediate_size
         kept = every if wanted is None else self.layers(wanted, compensate, facts)
-        source, channels = self.model, None
+        narrowed, plain, what = self.narrow(sizes, compensate)
+        compensate = compensate and self.anatomy.stacks[0].ffn_out is not None
+        source, channels = narrowed or self.model, None
         if compensate or width is not None:
-            source, channels = self.fit(self.runner(self.rows), kept, width, compensate)
+            source, channels = fit(
+                self.model,
+                self.anatomy,
+                self.runner(),
+                kept,
+                width,
+                compensate=compensate,
+                narrowed=narrowed,
+                hidden=what.hidden,
+            )
+        unfit = unfitted(plain or self.model, self.anatomy, kept, channels)
         found: dict[str, Any] = {"measure": _MEASURES[self.model.signal]}
-        plain = unfitted(self.model, self.anatomy, kept, channels) if compensate else source
-        found |= {"as_cut": self.distance(plain, kept)}
-        if compensate:
+        found |= {"as_cut": self.distance(unfit, kept)}
+        if compensate or narrowed is not plain:
             found["fitted"] = self.distance(source, kept)
             found["fit_used"] = found["fitted"] < found["as_cut"]
-            source = source if found["fit_used"] else plain
+            source = source if found["fit_used"] else unfit
         facts["distance"] = found
         facts["calibration"] = {
             "rows": len(self.rows),
@@ -225,7 +212,40 @@ class _Calibrated:
             "held_out_rows": self.held_rows,
             "precision": self.precision,
         }
-        return source, kept, channels
+        per_layer = {
+            name: [lists[i] for i in kept]
+            for name in ("heads", "kv_heads", "experts")
+            if (lists := getattr(what, name)) is not None
+        }
+        return source, dataclasses.replace(
+            what, layers=None if wanted is None else kept, channels=channels, **per_layer
+        )
+
+    def narrow(
+        self, sizes: Sizes, compensate: bool
+    ) -> tuple[TextModel | None, TextModel | None, Cut]:
+        """Chooses and cuts heads, hidden channels and experts, in all layers.
+
+        Returns:
+            The cut model fitted (or as it is, if nothing is to be fitted), the cut model as it is,
+            and what is kept; None, None and nothing where none of these axes is cut.
+        """
+        if not sizes.narrows:
+            return None, None, Cut()
+        layers = list(self.anatomy.layers_of(self.model.backbone))
+        states = States(self.runner(), layers, self.anatomy)
+        if sizes.hidden_size is not None and can_rotate(self.model, self.anatomy):
+            basis = principal_basis(states.hidden)
+            self.model = rotate(copy.deepcopy(self.model), self.anatomy, basis)
+            self._runner = None
+            what = choose(self.model, self.anatomy, states, sizes)
+            what = dataclasses.replace(what, hidden=list(range(sizes.hidden_size)))
+        else:
+            what = choose(self.model, self.anatomy, states, sizes)
+        plain = narrow(self.model, what)
+        if not compensate:
+            return plain, plain, what
+        return narrow_and_fit(self.model, self.anatomy, what, self.runner()), plain, what
 
     def layers(self, wanted: int | list[int], compensate: bool, facts: dict[str, Any]) -> list[int]:
         """The layers to keep: those named, or those nearest to the whole model once fitted."""
@@ -239,25 +259,27 @@ class _Calibrated:
             {"layers": list(kept), "as_cut": score} for score, kept in ranked[:CANDIDATES]
         ]
         facts["layers"]["tried"] = tried
-        if not compensate or len(tried) == 1:
+        if not compensate or len(tried) == 1 or self.anatomy.stacks[0].ffn_out is None:
             return list(ranked[0][1])
         # What looks best as cut is not always what can be mended best.
-        runner = self.runner(self.rows[:CANDIDATE_ROWS])
+        runner = self.runner_on(self.rows[:CANDIDATE_ROWS])
         for one in tried:
-            source, _ = self.fit(runner, one["layers"], None, compensate)
+            source, _ = fit(
+                self.model, self.anatomy, runner, one["layers"], None, compensate=compensate
+            )
             one["fitted"] = self.distance(source, one["layers"])
         chosen: list[int] = min(tried, key=lambda one: one["fitted"])["layers"]
         return chosen
 
-    def runner(self, rows: list[Row]) -> LayerRunner:
-        """The model's layers on rows."""
-        return LayerRunner(self.model, self.anatomy, batches_of(self.model, rows), self.precision)
+    def runner(self) -> LayerRunner:
+        """The model's layers on the rows to fit on."""
+        if self._runner is None:
+            self._runner = self.runner_on(self.rows)
+        return self._runner
 
-    def fit(
-        self, runner: LayerRunner, kept: list[int], width: int | None, compensate: bool
-    ) -> tuple[TextModel, list[list[int]] | None]:
-        """Chooses channels and fits, on a runner's rows."""
-        return fit(self.model, self.anatomy, runner, kept, width, compensate=compensate)
+    def runner_on(self, rows: list[Row]) -> LayerRunner:
+        """The model's layers on some rows."""
+        return LayerRunner(self.model, self.anatomy, batches_of(self.model, rows), self.precision)
 
     def distance(self, model: TextModel, kept: list[int]) -> float:
         """How far a model with some layers is from the original, on held-out rows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Spec = dict[str, Any]
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class Subwords(ABC):
@@ -140,6 +142,48 @@ class ByteLevelBPE(Subwords):
         return model
 
 
+class Unigram(Subwords):
+    """The most probable pieces (Kudo 2018, as SentencePiece has it).
+
+    A text's best pieces are still the best among fewer. What stands for a character without a
+    piece is scored 10 below the least probable piece, so one of these stays.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        pieces = spec["model"]["vocab"]
+        vocab = {piece: i for i, (piece, _) in enumerate(pieces)}
+        super().__init__({**spec, "model": {**spec["model"], "vocab": vocab}})
+        self.scores = [score for _, score in pieces]
+
+    def singles(self) -> set[str]:
+        """Single characters, bytes, and pieces with a character that has no piece of its own."""
+        return {
+            piece
+            for piece in self.vocab
+            if len(piece) == 1 or _BYTE.fullmatch(piece) or any(c not in self.vocab for c in piece)
+        }
+
+    def closed(self, tokens: set[str], unknown: Iterable[str]) -> set[str]:
+        """Adds the unknown piece, and a least probable one."""
+        pieces = list(self.vocab)
+        least = min(range(len(pieces)), key=lambda i: (self.scores[i], pieces[i] not in tokens))
+        some = {pieces[least]}
+        if self.model.get("unk_id") is not None:
+            some.add(pieces[self.model["unk_id"]])
+        return tokens | some
+
+    def smaller(self, place: dict[int, int]) -> Spec:
+        """The pieces that are kept with their scores, in the order of their new ids."""
+        pieces = [(piece, self.scores[i]) for piece, i in self.vocab.items() if i in place]
+        pieces.sort(key=lambda one: place[self.vocab[one[0]]])
+        unknown = self.model.get("unk_id")
+        return {
+            **self.model,
+            "vocab": [list(one) for one in pieces],
+            "unk_id": None if unknown is None else place[unknown],
+        }
+
+
 def subwords_of(spec: Spec) -> Subwords:
     """The vocabulary of a tokenizer.json.
 
@@ -156,10 +200,13 @@ def subwords_of(spec: Spec) -> Subwords:
             "dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"
         )
     )  # fmt: skip
+    if kind == "Unigram":
+        return Unigram(spec)
     if kind == "BPE" and plain and _is_byte_level(spec.get("pre_tokenizer")):
         return ByteLevelBPE(spec)
     raise RecipeError(
-        f"A vocabulary of kind {kind} cannot be cut yet; WordPiece and byte-level BPE can. "
+        f"A vocabulary of kind {kind} cannot be cut yet; WordPiece, byte-level BPE and Unigram "
+        "can. "
         "Leave `prune.vocabulary` out."
     )
 

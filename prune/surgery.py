@@ -4,38 +4,62 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from ..eval.errors import RunError
+from ..eval.errors import RecipeError, RunError
 from ..eval.models import TextModel
-from .anatomy import Anatomy, anatomy_of
+from .anatomy import Anatomy, Dimension, anatomy_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 IndexMap = dict[str, Any]
-"""``layers``: kept layers; ``channels``: kept FFN channels of each kept layer; ``vocabulary``: kept
-token ids. All in the numbering of the original; an axis that was not cut is absent."""
+"""What was kept: a `Cut` as a dict, lists in it; an axis that was not cut is absent."""
+
+Indices = Sequence[int]
 
 
 @dataclass(frozen=True)
 class Cut:
     """What is kept, in the original's numbering; None where an axis is not cut.
 
+    Lists of lists have one list for each layer that is kept, those of an encoder before those of
+    its decoder. All index lists rise.
+
     Attributes:
-        layers: Ascending.
-        channels: FFN channels of each kept layer, ascending, equally many in each.
-        vocabulary: Token ids, ascending.
+        layers: Of the only stack of layers, or of the encoder's.
+        decoder_layers: Of a decoder behind an encoder.
+        channels: FFN channels, equally many in each layer.
+        heads: Query heads, equally many in each layer, and of each key and value head that stays
+            equally many. Where heads shrink with the hidden size only, they say which go with it.
+        kv_heads: Key and value heads; their query heads go with them unless ``heads`` says which.
+        hidden: Channels of the residual stream.
+        experts: Of each layer that has some; the others' lists are empty.
+        vocabulary: Token ids.
     """
 
-    layers: Sequence[int] | None = None
-    channels: Sequence[Sequence[int]] | None = None
-    vocabulary: Sequence[int] | None = None
+    layers: Indices | None = None
+    decoder_layers: Indices | None = None
+    channels: Sequence[Indices] | None = None
+    heads: Sequence[Indices] | None = None
+    kv_heads: Sequence[Indices] | None = None
+    hidden: Indices | None = None
+    experts: Sequence[Indices] | None = None
+    vocabulary: Indices | None = None
+
+    def index_map(self) -> IndexMap:
+        """Itself as a dict of lists, without what is not cut."""
+        found = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {
+            name: [list(part) if isinstance(part, Sequence) else part for part in value]
+            for name, value in found.items()
+            if value is not None
+        }
 
 
 def cut(
@@ -49,7 +73,8 @@ def cut(
         tokenizer: In the new numbering, where the vocabulary is cut.
 
     Returns:
-        A new model, in evaluation mode, and the map of what was kept.
+        A new model, in evaluation mode, and the map of what was kept. An embedding model with a
+        cut hidden size gives fewer numbers, and a dense map behind it takes the kept ones.
 
     Raises:
         RecipeError: If the architecture cannot be cut along an axis.
@@ -58,21 +83,24 @@ def cut(
     if (what.vocabulary is None) != (tokenizer is None):
         raise RunError("A cut vocabulary needs its tokenizer, and an uncut one keeps its own.")
     small = cut_backbone(model.backbone, what)
+    dense = copy.deepcopy(model.dense)
+    if dense is not None and what.hidden is not None:
+        dense = torch.nn.Linear(
+            len(what.hidden), dense.out_features, dense.bias is not None, dtype=dense.weight.dtype
+        )
+        assert model.dense is not None
+        with torch.no_grad():
+            dense.weight.copy_(model.dense.weight[:, list(what.hidden)])
+            if model.dense.bias is not None:
+                dense.bias.copy_(model.dense.bias)
     result = TextModel(
         small,
         copy.deepcopy(model.tokenizer) if tokenizer is None else tokenizer,
         model.signal,
         model.encoding,
-        copy.deepcopy(model.dense),
+        dense,
     )
-    kept: IndexMap = {}
-    if what.layers is not None:
-        kept["layers"] = list(what.layers)
-    if what.channels is not None:
-        kept["channels"] = [list(indices) for indices in what.channels]
-    if what.vocabulary is not None:
-        kept["vocabulary"] = list(what.vocabulary)
-    return result.eval(), kept
+    return result.eval(), what.index_map()
 
 
 def cut_backbone(backbone: PreTrainedModel, what: Cut) -> PreTrainedModel:
@@ -82,13 +110,12 @@ def cut_backbone(backbone: PreTrainedModel, what: Cut) -> PreTrainedModel:
         RecipeError: If the architecture cannot be cut along an axis.
         RunError: If the index lists do not fit the model.
     """
-    anatomy = anatomy_of(backbone.config)
-    _check(anatomy, backbone.config, what)
-    config = _smaller_config(anatomy, backbone.config, what)
+    plan = Plan(anatomy_of(backbone.config), backbone.config, what)
+    config = plan.config()
+    state = plan.state(backbone)
     with torch.random.fork_rng(devices=[]):  # weights are drawn, and overwritten below
         make: Any = type(backbone)._from_config
         small: Any = make(config, dtype=backbone.dtype)
-    state = _smaller_state(anatomy, backbone, what)
     small.load_state_dict(state, strict=True)
     if getattr(backbone, "generation_config", None) is not None and backbone.can_generate():
         small.generation_config = copy.deepcopy(backbone.generation_config)
@@ -97,51 +124,270 @@ def cut_backbone(backbone: PreTrainedModel, what: Cut) -> PreTrainedModel:
     return cast("PreTrainedModel", small.to(backbone.device).eval())
 
 
-def _check(anatomy: Anatomy, config: Any, what: Cut) -> None:
-    def fits(indices: Sequence[int], size: int) -> bool:
-        rising = all(a < b for a, b in itertools.pairwise(indices))
-        return bool(len(indices)) and rising and indices[0] >= 0 and indices[-1] < size
+class Plan:
+    """A checked cut of one model: the indices to keep of every tensor, and the config after it."""
 
-    layers = anatomy.size(config, "layers")
-    if what.layers is not None and not fits(what.layers, layers):
-        raise RunError(f"Layers to keep must rise, below {layers}; got {list(what.layers)}.")
-    if what.channels is not None:
-        width = anatomy.size(config, "intermediate_size")
-        count = layers if what.layers is None else len(what.layers)
-        if len(what.channels) != count or len({len(c) for c in what.channels}) != 1:
-            raise RunError(f"Channels must be {count} lists of one length, one per kept layer.")
-        if not all(fits(indices, width) for indices in what.channels):
-            raise RunError(f"Channels to keep must rise, below {width}.")
-    if what.vocabulary is not None:
-        size = anatomy.size(config, "vocabulary")
-        if not fits(what.vocabulary, size):
-            raise RunError(f"Token ids to keep must rise, below {size}.")
+    def __init__(self, anatomy: Anatomy, config: Any, what: Cut) -> None:
+        self.anatomy, self.old, self.what = anatomy, config, what
+        self.heads, self.kv_heads = anatomy.heads(config), anatomy.kv_heads(config)
+        self.head_dim = anatomy.head_dim(config)
+        self.kept = self._layers()
+        """Layers kept of each stack."""
+        self.count = sum(map(len, self.kept))
+        self._check_widths()
+        self.kept_heads, self.kept_kv = self._grouped_heads()
+        self._check_hidden()
+        self._cache: dict[tuple[Dimension, int], Tensor | None] = {}
 
+    def _layers(self) -> list[list[int]]:
+        found = []
+        for stack in self.anatomy.stacks:
+            size = self.anatomy.size(self.old, stack.axis)
+            given = getattr(self.what, stack.axis)
+            if given is not None:
+                _check_rising(f"Layers to keep ({stack.axis})", given, size)
+                if given[0] != 0 and self.anatomy.first_layer:
+                    raise RecipeError(
+                        f"The first layer of a {self.anatomy.model_type} must stay: "
+                        f"{self.anatomy.first_layer}. Keep layer 0."
+                    )
+                if getattr(self.old, "scale_attn_by_inverse_layer_idx", False):
+                    raise RecipeError(
+                        "This checkpoint scales attention by a layer's number "
+                        "(scale_attn_by_inverse_layer_idx), so its layers cannot be renumbered."
+                    )
+            found.append(list(range(size)) if given is None else list(given))
+        if len(self.anatomy.stacks) == 1 and self.what.decoder_layers is not None:
+            self.anatomy.field("decoder_layers")
+        return found
 
-def _smaller_config(anatomy: Anatomy, original: Any, what: Cut) -> Any:
-    config = copy.deepcopy(original)
-    sizes: dict[str, int] = {}
-    if what.layers is not None:
-        sizes["layers"] = len(what.layers)
-    if what.channels is not None:
-        sizes["intermediate_size"] = len(what.channels[0])
-    if what.vocabulary is not None:
-        sizes["vocabulary"] = len(what.vocabulary)
-        _renumber_specials(config, what.vocabulary)
-        if anatomy.positions_follow_padding and config.pad_token_id != original.pad_token_id:
-            raise RunError(
-                f"{anatomy.model_type} counts positions from its padding id, so the ids up to "
-                f"{original.pad_token_id} must all be kept."
+    def _check_widths(self) -> None:
+        what, anatomy = self.what, self.anatomy
+        if what.channels is not None:
+            size = anatomy.size(self.old, "intermediate_size")
+            self._check_lists("FFN channels", what.channels, size)
+        if what.hidden is not None:
+            _check_rising(
+                "Hidden channels to keep", what.hidden, anatomy.size(self.old, "hidden_size")
             )
-    for axis, size in sizes.items():
-        for field in anatomy.fields(axis):
-            setattr(config, field, size)
-    return config
+        if what.vocabulary is not None:
+            size = anatomy.size(self.old, "vocabulary")
+            _check_rising("Token ids to keep", what.vocabulary, size)
+        if what.experts is not None:
+            size = anatomy.size(self.old, "experts")
+            some = [indices for indices in what.experts if len(indices)]
+            self._check_lists("Experts", some, size, count=len(some))
+            least = int(self.old.num_experts_per_tok)
+            if len(what.experts) != self.count or not some or len(some[0]) < least:
+                raise RunError(
+                    f"Experts to keep must be {self.count} lists, one per kept layer, of at least "
+                    f"{least}: so many answer each token."
+                )
+
+    def _check_lists(
+        self, what: str, lists: Sequence[Indices], size: int, count: int | None = None
+    ) -> None:
+        count = self.count if count is None else count
+        if len(lists) != count or len({len(indices) for indices in lists}) != 1:
+            raise RunError(f"{what} must be {count} lists of one length, one per kept layer.")
+        for indices in lists:
+            _check_rising(f"{what} to keep", indices, size)
+
+    def _grouped_heads(self) -> tuple[list[list[int]], list[list[int]]]:
+        """Query heads, and key and value heads, of each kept layer."""
+        what, anatomy = self.what, self.anatomy
+        group = self.heads // self.kv_heads
+        every_kv = [list(range(self.kv_heads))] * self.count
+        if what.heads is None and what.kv_heads is None:
+            return [list(range(self.heads))] * self.count, every_kv
+        if what.hidden is None or what.kv_heads is not None:
+            anatomy.field("kv_heads" if what.kv_heads is not None else "attention_heads")
+        kv = every_kv
+        if what.kv_heads is not None:
+            self._check_lists("Key and value heads", what.kv_heads, self.kv_heads)
+            kv = [list(one) for one in what.kv_heads]
+        if what.heads is None:
+            heads = [[h for h in range(self.heads) if h // group in set(one)] for one in kv]
+        else:
+            self._check_lists("Heads", what.heads, self.heads)
+            heads = [list(one) for one in what.heads]
+            if group == 1 and what.kv_heads is None:
+                kv = heads
+        if anatomy.attention.alike and any(one != heads[0] for one in heads):
+            raise RunError(
+                f"All layers of a {anatomy.model_type} must keep the same heads: they share "
+                "position biases."
+            )
+        for some, theirs in zip(heads, kv, strict=True):
+            each = len(some) // len(theirs)
+            place = {old: new for new, old in enumerate(theirs)}
+            if [place.get(h // group, -1) for h in some] != [
+                i // each if each else -1 for i in range(len(some))
+            ]:
+                raise RunError(
+                    f"Of each key and value head that stays, equally many query heads must stay "
+                    f"(there are {group} of each); got heads {some} with key and value heads "
+                    f"{theirs}."
+                )
+        return heads, kv
+
+    def _check_hidden(self) -> None:
+        anatomy = self.anatomy
+        tied = anatomy.attention.head_dim is None
+        size = (
+            anatomy.size(self.old, "hidden_size")
+            if self.what.hidden is None
+            else len(self.what.hidden)
+        )
+        heads = len(self.kept_heads[0])
+        if tied and size != heads * self.head_dim:
+            raise RunError(
+                f"A {anatomy.model_type}'s heads are as wide as hidden size ÷ heads: with heads of "
+                f"{self.head_dim}, {size} hidden channels go with {size / self.head_dim:g} heads, "
+                f"and {heads} are kept."
+            )
+        if anatomy.attention.divides and size % heads:
+            raise RunError(
+                f"A {anatomy.model_type}'s hidden size must be a multiple of its heads; {size} "
+                f"and {heads} are kept."
+            )
+
+    def config(self) -> Any:
+        """The config after the cut."""
+        what, anatomy = self.what, self.anatomy
+        config = copy.deepcopy(self.old)
+        for stack, kept in zip(anatomy.stacks, self.kept, strict=True):
+            if getattr(what, stack.axis) is not None:
+                setattr(config, anatomy.field(stack.axis), len(kept))
+        if what.layers is not None:
+            _slice_per_layer(config, self.kept[0])
+        widths: dict[str, Sequence[Any] | None] = {
+            "hidden_size": what.hidden,
+            "vocabulary": what.vocabulary,
+            "experts": max(what.experts, key=len) if what.experts is not None else None,
+            "intermediate_size": what.channels[0] if what.channels is not None else None,
+        }
+        if what.hidden is not None and "intermediate_size" in anatomy.axes:  # may follow hidden
+            size = anatomy.size(self.old, "intermediate_size")
+            setattr(config, anatomy.field("intermediate_size"), size)
+        for axis, indices in widths.items():
+            if indices is not None:
+                setattr(config, anatomy.field(axis), len(indices))
+        if what.hidden is not None or what.heads is not None or what.kv_heads is not None:
+            attention = anatomy.attention
+            setattr(config, attention.heads, len(self.kept_heads[0]))
+            if attention.kv_heads:
+                setattr(config, attention.kv_heads, len(self.kept_kv[0]))
+            if attention.head_dim:
+                setattr(config, attention.head_dim, self.head_dim)
+        if what.vocabulary is not None:
+            _renumber_specials(config, what.vocabulary)
+            if anatomy.positions_follow_padding and config.pad_token_id != self.old.pad_token_id:
+                raise RunError(
+                    f"{anatomy.model_type} counts positions from its padding id, so the ids up to "
+                    f"{self.old.pad_token_id} must all be kept."
+                )
+        return config
+
+    def state(self, backbone: PreTrainedModel) -> dict[str, Tensor]:
+        """The state dict of the cut model; tensors are copies."""
+        base = f"{backbone.base_model_prefix}."
+        small: dict[str, Tensor] = {}
+        for name, value in backbone.state_dict().items():
+            front = base if name.startswith(base) else ""
+            found = self._tensor(name.removeprefix(front), value.detach())
+            if found is not None:
+                small[front + found[0]] = found[1].clone()
+        if self.what.hidden is not None and self.anatomy.rescale is not None:
+            share = len(self.what.hidden) / self.anatomy.size(self.old, "hidden_size")
+            self.anatomy.rescale(small, self.old, share)
+        return small
+
+    def _tensor(self, name: str, value: Tensor) -> tuple[str, Tensor] | None:
+        """A tensor's new name and value, or None where its layer goes."""
+        before = 0
+        for stack, kept in zip(self.anatomy.stacks, self.kept, strict=True):
+            if name.startswith(f"{stack.path}."):
+                number, _, inside = name.removeprefix(f"{stack.path}.").partition(".")
+                if int(number) not in kept:
+                    return None
+                new = kept.index(int(number))
+                cut_value = self._slice(name, value, stack.tensors.get(inside), before + new)
+                return f"{stack.path}.{new}.{inside}", cut_value
+            before += len(kept)
+        return name, self._slice(name, value, self.anatomy.tensors.get(name), 0)
+
+    def _slice(
+        self, name: str, value: Tensor, dims: tuple[Dimension, ...] | None, layer: int
+    ) -> Tensor:
+        if dims is None:
+            if self.what.hidden is None and self.what.vocabulary is None:
+                return value  # what the table does not know is no part of a layer's widths
+            raise RunError(
+                f"The table of {self.anatomy.model_type} does not say how '{name}' "
+                f"{tuple(value.shape)} is cut: the model has a part that stock ones do not have. "
+                "Cut layers and FFN channels only."
+            )
+        for dim, kind in enumerate(dims):
+            index = self.index(kind, layer)
+            if index is not None:
+                value = value.index_select(dim, index.to(value.device))
+        return value
+
+    def index(self, kind: Dimension, layer: int = 0) -> Tensor | None:
+        """What is kept of a dimension, in one of the kept layers; None for all of it."""
+        if (kind, layer) not in self._cache:
+            indices = self._indices(kind, layer)
+            self._cache[kind, layer] = None if indices is None else torch.tensor(indices)
+        return self._cache[kind, layer]
+
+    def _indices(self, kind: Dimension, layer: int) -> list[int] | None:
+        what = self.what
+        if kind in ("heads", "kv_heads", "qkv", "head"):
+            if what.heads is None and what.kv_heads is None:
+                return None
+            heads = (self.kept_kv if kind == "kv_heads" else self.kept_heads)[layer]
+            if kind == "head":
+                return heads
+            rows = [h * self.head_dim + i for h in heads for i in range(self.head_dim)]
+            block = self.heads * self.head_dim
+            return rows if kind != "qkv" else [b * block + i for b in range(3) for i in rows]
+        if kind in ("ffn", "gate_up"):
+            if what.channels is None:
+                return None
+            channels = list(what.channels[layer])
+            if kind == "ffn":
+                return channels
+            size = self.anatomy.size(self.old, "intermediate_size")
+            return [*channels, *(size + i for i in channels)]
+        if kind == "experts":
+            return None if what.experts is None else list(what.experts[layer])
+        whole = {"hidden": what.hidden, "vocabulary": what.vocabulary}.get(kind)
+        return None if whole is None else list(whole)
 
 
-def _renumber_specials(config: Any, vocabulary: Sequence[int]) -> None:
+def _check_rising(what: str, indices: Indices, size: int) -> None:
+    rising = all(a < b for a, b in itertools.pairwise(indices))
+    if not (len(indices) and rising and indices[0] >= 0 and indices[-1] < size):
+        raise RunError(f"{what} must rise, below {size}; got {list(indices)[:20]}.")
+
+
+def _slice_per_layer(config: Any, kept: Indices) -> None:
+    """Carries what a config says layer by layer over to the layers that are kept."""
+    types = getattr(config, "layer_types", None)
+    if types:
+        config.layer_types = [types[i] for i in kept]
+    if hasattr(config, "decoder_sparse_step"):  # Qwen's mixtures: which layers are dense
+        step, dense = int(config.decoder_sparse_step), set(config.mlp_only_layers or ())
+        config.mlp_only_layers = [
+            new for new, old in enumerate(kept) if old in dense or (old + 1) % step
+        ]
+        config.decoder_sparse_step = 1
+
+
+def _renumber_specials(config: Any, vocabulary: Indices) -> None:
     """Renumbers ``pad_token_id`` and all other fields of this kind."""
-    place = {old: new for new, old in enumerate(vocabulary)}
+    place: Mapping[int, int] = {old: new for new, old in enumerate(vocabulary)}
     for name in [name for name in vars(config) if name.endswith(("_token_id", "_token_ids"))]:
         value = getattr(config, name)
         several = isinstance(value, list)
@@ -152,52 +398,3 @@ def _renumber_specials(config: Any, vocabulary: Sequence[int]) -> None:
         if ids:
             found = [place.get(i, i) for i in ids]
             setattr(config, name, found if several else found[0])
-
-
-def _smaller_state(anatomy: Anatomy, backbone: PreTrainedModel, what: Cut) -> dict[str, Tensor]:
-    """The state dict of the cut model; tensors are copies."""
-    state = backbone.state_dict()
-    prefix = anatomy.layers_prefix(backbone)
-    layers = range(anatomy.size(backbone.config, "layers")) if what.layers is None else what.layers
-    place = {old: new for new, old in enumerate(layers)}
-    rows = _vocabulary_tensors(anatomy, backbone) if what.vocabulary is not None else set()
-    small: dict[str, Tensor] = {}
-    for name, value in state.items():
-        value = value.detach()
-        if name.startswith(prefix):
-            number, _, inside = name.removeprefix(prefix).partition(".")
-            if int(number) not in place:
-                continue
-            new = place[int(number)]
-            if what.channels is not None:
-                value = _cut_channels(anatomy, inside, what.channels[new])(value)
-            name = f"{prefix}{new}.{inside}"
-        elif what.vocabulary is not None and value.data_ptr() in rows:
-            value = value[torch.tensor(list(what.vocabulary), device=value.device)]
-        small[name] = value.clone()
-    return small
-
-
-def _cut_channels(
-    anatomy: Anatomy, name: str, channels: Sequence[int]
-) -> Callable[[Tensor], Tensor]:
-    module, _, kind = name.rpartition(".")
-    dim = {(path, part): 0 for path in anatomy.ffn_in for part in ("weight", "bias")}
-    dim[anatomy.ffn_out, "weight"] = 1
-    if (module, kind) not in dim:
-        return lambda value: value
-    axis = dim[module, kind]
-    return lambda value: value.index_select(axis, torch.tensor(channels, device=value.device))
-
-
-def _vocabulary_tensors(anatomy: Anatomy, backbone: PreTrainedModel) -> set[int]:
-    """Addresses of the tensors whose rows are the vocabulary: embedding, and a head over it."""
-    base: Any = backbone.base_model
-    found = {base.get_submodule(anatomy.embeddings).weight.data_ptr()}
-    head: Any = cast(Any, backbone).get_output_embeddings()
-    if head is not None:
-        # BERT-like heads have a bias of the vocabulary beside the module it is added in.
-        around = [m for m in backbone.modules() if any(child is head for child in m.children())]
-        biases = [getattr(module, "bias", None) for module in (head, *around)]
-        found |= {p.data_ptr() for p in (head.weight, *biases) if isinstance(p, Tensor)}
-    return found

@@ -10,6 +10,8 @@ that the texts are tokenised as before, up to renumbering:
 - BPE applies the merge of lowest rank, again and again. A token arises inside a word by the merges
   that make it by itself, since a merge across its border would have swallowed it. These are kept
   for every kept token, in their order, with the tokens they make.
+- Unigram takes the most probable pieces; those of the texts are still the most probable among
+  fewer. The score of an unknown character hangs on the least probable piece, so one such stays.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ def prune_vocabulary(
     """Cuts a tokenizer down to what texts use, and proves that they are tokenised as before.
 
     Args:
-        tokenizer: WordPiece or byte-level BPE; is not changed.
+        tokenizer: WordPiece, byte-level BPE or Unigram; is not changed.
         texts: Are streamed, twice; an iterator is kept in a temporary file meanwhile.
         size: Rows of the model's embedding.
         prompts: What the model puts in front of texts; each text is read bare and behind each.

@@ -174,10 +174,12 @@ def _announce(result: RunResult) -> None:
     from .report import print_summary
 
     print_summary(result.report, _console())
+    smoke = result.report.get("smoke")
     if result.cached:
         _print(f"Nothing to do: this recipe was finished before ({result.seconds:.1f} s).")
-    if result.report.get("smoke"):
+    elif smoke:
         _print(f"Smoke run finished: every stage ran, in {result.seconds:.1f} s.")
+    if smoke:
         _print(f"Outcome: {result.folder / 'report.json'}")
     else:
         _print_verdict(result.report, result.folder)
@@ -199,6 +201,7 @@ def check(recipe: RecipeName, overrides: Overrides = None, imports: Imports = No
     checked = check_recipe(recipe, overrides or (), imports=imports or ())
     teacher = checked.teacher.model or "recorded outputs"
     _print(f"{recipe} is fine: {checked.name}, {checked.task}, teacher {teacher}.")
+    _print("Rows and models are read when it runs.")
 
 
 @app.command()

@@ -42,6 +42,7 @@ def contradictions(recipe: Recipe) -> list[Problem]:
         *_teacher(recipe.teacher, has_student=recipe.student is not None),
         *(_prune(recipe.prune) if recipe.prune else ()),
         *_student(recipe),
+        *_hidden_losses(recipe),
         *_task(recipe, embeds),
         *_repeated(recipe),
     ]
@@ -96,14 +97,17 @@ def _teacher(teacher: Teacher, *, has_student: bool) -> Iterator[Problem]:
 
 
 def _prune(prune: Prune) -> Iterator[Problem]:
-    if prune.layers is None and prune.intermediate_size is None and prune.vocabulary is None:
+    if not prune.sizes and prune.vocabulary is None:
         yield Problem(
-            ("prune",), "cuts nothing: give layers, intermediate_size or vocabulary, or drop it."
+            ("prune",),
+            "cuts nothing: give layers, intermediate_size, vocabulary or another axis, or drop it.",
         )
     if isinstance(prune.layers, list) and len(set(prune.layers)) < len(prune.layers):
         yield Problem(("prune", "layers"), f"a layer is named twice in {prune.layers}.")
-    if prune.round_to is not None and prune.intermediate_size is None:
-        yield Problem(("prune", "round_to"), "rounds intermediate_size, which is not cut.")
+    if prune.round_to is not None and not {"intermediate_size", "hidden_size"} & set(prune.sizes):
+        yield Problem(
+            ("prune", "round_to"), "rounds intermediate_size and hidden_size; neither is cut."
+        )
 
 
 def _student(recipe: Recipe) -> Iterator[Problem]:
@@ -117,6 +121,17 @@ def _student(recipe: Recipe) -> Iterator[Problem]:
                 ("evaluate", "baselines"),
                 "a baseline is trained as distill says, and it is missing.",
             )
+
+
+def _hidden_losses(recipe: Recipe) -> Iterator[Problem]:
+    losses = recipe.distill.losses if recipe.distill else {}
+    narrower = recipe.prune is not None and recipe.prune.hidden_size is not None
+    if "hidden_mse" in losses and narrower:
+        yield Problem(
+            ("distill", "losses", "hidden_mse"),
+            "compares hidden states number by number, and prune.hidden_size cuts the student's; "
+            "leave one of them out.",
+        )
 
 
 def _task(recipe: Recipe, embeds: bool) -> Iterator[Problem]:

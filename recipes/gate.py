@@ -39,8 +39,12 @@ def read_report(run: str | Path) -> dict[str, Any]:
         RunError: If there is no report, it is damaged, or a newer paredown wrote it.
     """
     path = Path(run)
-    path = path / "report.json" if path.is_dir() else path
+    path = path if path.suffix == ".json" and not path.is_dir() else path / "report.json"
     if not path.is_file():
+        if not path.parent.is_dir():
+            raise RecipeError(
+                f"There is no run '{run}'. Name a run's folder, such as runs/search_query."
+            )
         advice = "Name a run's folder, such as runs/search_query."
         if path.parent.is_dir() and (path.parent / "recipe.yaml").is_file():
             advice = "The run is not finished; the same `paredown run` goes on with it."
@@ -119,12 +123,13 @@ def _retain(report: Mapping[str, Any], limit: float) -> Criterion:
     point = _figure(report, "quality", "retention")
     examples = int(_figure(report, "quality", "examples"))
     met = low >= limit
+    outcome = "met" if met else "undecided" if high >= limit else "not met"
     text = (
-        f"retain  >= {limit:g}: {_outcome(met)}, {low:.4f} is the lower end of the 95 % interval "
+        f"retain  >= {limit:g}: {outcome}, {low:.4f} is the lower end of the 95 % interval "
         f"(retention {point:.4f}, {examples} rows)"
     )
-    if not met and point >= limit:
-        text += f"; undecided: {_more_rows(point, low, high, examples, limit)}"
+    if outcome == "undecided" and point >= limit:
+        text += f"; {_more_rows(point, low, high, examples, limit)}"
     return Criterion("retain", limit, low, met, text)
 
 
@@ -140,9 +145,8 @@ def _more_rows(point: float, low: float, high: float, examples: int, limit: floa
 def _compute(report: Mapping[str, Any], limit: float) -> Criterion:
     ratio = _figure(report, "cost", "ratio", "flops")
     met = ratio <= limit
-    text = f"compute <= {limit:g}: {_outcome(met)}, {ratio:.4f} of the teacher's FLOPs"
+    # enough digits to see on which side of the limit it lies
+    digits = next((n for n in (4, 6, 8) if round(ratio, n) != limit), 4)
+    outcome = "met" if met else "not met"
+    text = f"compute <= {limit:g}: {outcome}, {ratio:.{digits}f} of the teacher's FLOPs"
     return Criterion("compute", limit, ratio, met, text)
-
-
-def _outcome(met: bool) -> str:
-    return "met" if met else "not met"

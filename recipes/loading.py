@@ -50,13 +50,23 @@ class Draft:
     def place(self, problem: Problem) -> str:
         """Where a person finds the problem: an override, or a line of the file."""
         for override in reversed(self.overrides):
-            path = override.path
-            if problem.path[: len(path)] == path:
+            path, wrong = override.path, problem.path
+            inside = wrong[: len(path)] == path
+            around = bool(wrong) and path[: len(wrong)] == wrong and not self._in_file(wrong)
+            if inside or around:
                 return f"override {override.text}"
         if problem.line is None and self.source is None:
             return self.label
         line = problem.line or (self.source.line(problem.path) if self.source else 1)
         return f"line {line}"
+
+    def _in_file(self, path: Sequence[str | int]) -> bool:
+        inner = self.source.value if self.source else None
+        for part in path:
+            if not isinstance(inner, dict) or part not in inner:
+                return False
+            inner = inner[part]
+        return True
 
 
 def load_recipe(

@@ -183,20 +183,48 @@ def _cost(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _made(report: Mapping[str, Any]) -> str:
-    recipe = report["recipe"]
-    prune, distill = recipe.get("prune") or {}, recipe.get("distill") or {}
+def _cut_steps(recipe: Mapping[str, Any], prune: Mapping[str, Any]) -> list[str]:
+    teacher = recipe.get("teacher") or {}
+    tuned = teacher.get("finetune") if not recipe.get("student") else None
+    origin = _code(_base(recipe))
     steps = []
+    if teacher.get("finetune"):
+        name = _code(str(teacher.get("model")))
+        epochs = teacher["finetune"].get("epochs")
+        steps.append(f"The teacher: {name}, trained on the task's labels for {epochs} epochs.")
     layers = prune.get("layers")
     if layers is not None:
         kept = f"{layers} layers" if isinstance(layers, int) else f"layers {layers}"
-        steps.append(f"Cut to {kept} of the model it started from, {_code(_base(recipe))}.")
-    if prune.get("intermediate_size"):
+        source = "that teacher" if tuned else f"the model it started from, {origin}"
+        steps.append(f"Cut to {kept} of {source}.")
+    names = {
+        "intermediate_size": "feed-forward width",
+        "hidden_size": "hidden size",
+        "attention_heads": "attention heads",
+        "kv_heads": "key and value heads",
+        "experts": "experts a layer",
+    }
+    cuts = [f"{words} cut to {prune[axis]}" for axis, words in names.items() if prune.get(axis)]
+    if cuts:
         refitted = prune.get("compensate", True)
         steps.append(
-            f"Feed-forward width cut to {prune['intermediate_size']}"
-            + (", output projections re-fitted by least squares." if refitted else ".")
+            f"{cuts[0].capitalize()}{''.join(f', {cut}' for cut in cuts[1:])}"
+            + ("; what remains was re-fitted by least squares." if refitted else ".")
         )
+    return steps
+
+
+def _of_labels(distill: Mapping[str, Any]) -> str:
+    from ..distill.losses import LOSSES
+
+    names = [n for n in distill.get("losses") or {} if n in LOSSES and LOSSES[n].uses == "labels"]
+    return f" ({', '.join(map(_code, names))}: of the labels)" if names else ""
+
+
+def _made(report: Mapping[str, Any]) -> str:
+    recipe = report["recipe"]
+    prune, distill = recipe.get("prune") or {}, recipe.get("distill") or {}
+    steps = _cut_steps(recipe, prune)
     if prune.get("vocabulary"):
         words = report["vocabulary"] or {}
         size = f" ({figures.whole(words['kept'])} tokens)" if words.get("kept") else ""
@@ -209,8 +237,8 @@ def _made(report: Mapping[str, Any]) -> str:
         if "collection" in texts:
             rows.append(f"the {figures.whole(counts.get('collection'))} texts of the collection")
         steps.append(
-            f"Trained for {distill.get('epochs')} epochs on the teacher's recorded outputs for "
-            f"{' and '.join(rows)}; losses: {losses}."
+            f"Trained for {distill.get('epochs')} epochs on {' and '.join(rows)}, to give what the "
+            f"teacher was recorded to give; losses: {losses}{_of_labels(distill)}."
         )
     lines = [f"{place}. {step}" for place, step in enumerate(steps, 1)]
     version = (report["environment"].get("libraries") or {}).get("paredown")

@@ -133,18 +133,37 @@ class Prune(Section):
         Field(None, description="Layers to keep: how many, or which (the first is 0).")
     )
     intermediate_size: Count | None = Field(None, description="Width of the feed-forward layers.")
+    attention_heads: Count | None = Field(
+        None, description="Query heads of a layer, where the architecture has them apart."
+    )
+    kv_heads: Count | None = Field(
+        None, description="Key and value heads of a layer; their query heads go with them."
+    )
+    hidden_size: Count | None = Field(
+        None, description="Width of the residual stream; heads go with it where they must."
+    )
+    experts: Count | None = Field(None, description="Experts of a layer (mixtures).")
     vocabulary: Literal["task"] | None = Field(
         None, description="task keeps the tokens that occur in the training texts."
     )
     compensate: bool = Field(
-        True, description="Re-fit the output projections on calibration rows after a width cut."
+        True, description="Fit what remains to what was cut, on calibration rows."
     )
     calibration_rows: Count = Field(
         1024, description="Training rows that importance and compensation are measured on."
     )
     round_to: Count | None = Field(
-        None, description="Widths become multiples of this; 8 (64 above 100 M parameters) if null."
+        None,
+        description="FFN and hidden width become multiples of this; 8 (64 above 100 M parameters) "
+        "if null.",
     )
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The axes that are cut, vocabulary aside, each with its size."""
+        axes = ("layers", "intermediate_size", "attention_heads", "kv_heads", "hidden_size")
+        found = {axis: getattr(self, axis) for axis in (*axes, "experts")}
+        return {axis: size for axis, size in found.items() if size is not None}
 
 
 class Loss(BaseModel):

@@ -95,8 +95,8 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
             section["arguments"] = _shortened(section.get("arguments", {}))
     if values["prune"]:
         values["prune"] |= {"layers": keep, "calibration_rows": 32, "round_to": None}
-        if values["prune"]["intermediate_size"]:
-            values["prune"]["intermediate_size"] = WIDTH // 2
+        tiny = {"intermediate_size": WIDTH // 2, "hidden_size": HIDDEN // 2}
+        values["prune"] |= {axis: size for axis, size in tiny.items() if values["prune"][axis]}
     ours = [name for name in recipe.evaluate.metrics if name in get_task(recipe.task).metrics]
     values["evaluate"] |= {
         "resamples": 200,

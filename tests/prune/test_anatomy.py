@@ -2,48 +2,69 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers import AutoConfig
 
 from paredown.eval.errors import RecipeError
-from paredown.prune.anatomy import ANATOMIES, anatomy_of
+from paredown.prune.anatomy import AXES, anatomy_of
+from paredown.prune.architectures import ANATOMIES
+
+from .tiny_models import VOCABULARY, heads_of, make
 
 
 @pytest.mark.parametrize("kind", ANATOMIES)
-@pytest.mark.parametrize("head", [AutoModel, AutoModelForSequenceClassification])
-def test_every_path_and_field_of_the_table_is_there(kind: str, head: Any) -> None:
-    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
-    if kind == "distilbert":
-        sizes = {"dim": 32, "n_layers": 3, "n_heads": 4}
-    model = head.from_config(AutoConfig.for_model(kind, vocab_size=50, **sizes))
-    anatomy = anatomy_of(model.config)
-    layers = anatomy.layers_of(model)
-    width = anatomy.size(model.config, "intermediate_size")
-    assert len(layers) == anatomy.size(model.config, "layers") == 3
-    assert anatomy.size(model.config, "vocabulary") == 50
-    assert model.base_model.get_submodule(anatomy.embeddings).weight.shape == (50, 32)
-    for layer in layers:
-        assert layer.get_submodule(anatomy.ffn_out).in_features == width
-        assert all(layer.get_submodule(p).out_features == width for p in anatomy.ffn_in)
-        assert anatomy.ffn_norm and layer.get_submodule(anatomy.ffn_norm).weight.shape == (32,)
-    prefix = anatomy.layers_prefix(model)
-    assert any(name.startswith(f"{prefix}0.") for name in model.state_dict())
+def test_every_tensor_of_every_head_is_in_the_table(kind: str) -> None:
+    for head in heads_of(kind):
+        model: Any = make(kind, head)
+        anatomy = anatomy_of(model.config)
+        sizes = anatomy.sizes(model.config)
+        assert model.base_model.get_submodule(anatomy.embeddings).weight.shape[0] == VOCABULARY
+        for number, stack in enumerate(anatomy.stacks):
+            layers = anatomy.layers_of(model, number)
+            assert len(layers) == sizes[stack.axis]
+            names = {name for layer in layers for name, _ in layer.named_parameters()}
+            assert not names - set(stack.tensors)
+            for layer in layers:
+                for path in filter(None, (stack.ffn_out, stack.attention_out, stack.ffn_norm)):
+                    assert layer.get_submodule(path) is not None
+        paths = tuple(f"{stack.path}." for stack in anatomy.stacks)
+        prefix = f"{model.base_model_prefix}."
+        rest = {name.removeprefix(prefix) for name in model.state_dict()}
+        assert not {n for n in rest if not n.startswith(paths)} - set(anatomy.tensors)
 
 
-@pytest.mark.parametrize("kind", ANATOMIES)
-@pytest.mark.parametrize("axis", ["attention_heads", "hidden_size", "experts"])
-def test_an_axis_no_stock_checkpoint_holds_is_refused(kind: str, axis: str) -> None:
-    with pytest.raises(RecipeError, match=f"{kind}.*{axis}.*layers, intermediate_size, vocabulary"):
-        ANATOMIES[kind].fields(axis)
+def test_an_axis_that_does_not_exist_says_so() -> None:
+    with pytest.raises(RecipeError, match=r"along 'depth': no such axis is known"):
+        ANATOMIES["bert"].field("depth")
 
 
 def test_a_misspelt_axis_gets_the_nearest() -> None:
     with pytest.raises(RecipeError, match="Did you mean 'vocabulary'"):
-        ANATOMIES["bert"].fields("vocabulari")
+        ANATOMIES["bert"].field("vocabulari")
 
 
 def test_an_architecture_without_an_entry_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"'gpt2'.*bert, roberta, distilbert"):
-        anatomy_of(AutoConfig.for_model("gpt2"))
+    with pytest.raises(RecipeError, match=r"'opt'.*bert, roberta, .*gpt2"):
+        anatomy_of(AutoConfig.for_model("opt"))
+
+
+def architecture_table() -> str:
+    """The table of docs/architectures.md."""
+    lines = [f"| architecture | {' | '.join(AXES)} |", "|---" * (len(AXES) + 1) + "|"]
+    for kind, entry in ANATOMIES.items():
+        tied = entry.attention.head_dim is None
+        cells = []
+        for axis in AXES:
+            with_hidden = axis == "attention_heads" and tied
+            cells.append(f"`{entry.axes[axis]}`" if axis in entry.axes else "–")
+            cells[-1] = "with `hidden_size`" if with_hidden else cells[-1]
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def test_the_published_table_is_the_one_that_is_used() -> None:
+    page = Path(__file__).parents[2] / "docs" / "architectures.md"
+    assert architecture_table() in page.read_text(encoding="utf-8")

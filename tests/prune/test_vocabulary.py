@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import email.message
+import inspect
 import json
-from collections.abc import Callable, Iterator
+import logging
+import pathlib
+import textwrap
+import unittest
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +20,27 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from paredown.eval.checkpoints import packaged_copy
 from paredown.eval.errors import RecipeError, RunError
 from paredown.eval.models import TextModel, load_tokenizer
 from paredown.eval.tasks import get_task
 from paredown.prune import prune_model
 from paredown.prune.renumbering import renumbered
 from paredown.prune.subwords import ByteLevelBPE, subwords_of
+from paredown.prune.surgery import Cut, cut_backbone
 from paredown.prune.vocabulary import (
+    PrunedVocabulary,
     count_tokens,
     prove,
     prune_vocabulary,
@@ -49,8 +68,10 @@ many = settings(
 )
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[*KINDS, "unigram"])
 def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
+    if request.param == "unigram":
+        return unigram([*TEXTS, *OTHER] * 3, 80)
     make = request.getfixturevalue("tiny_model")
     found: PreTrainedTokenizerFast = make(request.param, get_task("retrieval")).tokenizer
     return found
@@ -66,6 +87,38 @@ def word_piece(*tokens: str, **options: Any) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", **options))
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
+
+
+def unigram(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
+    """SentencePiece's kind of tokenizer, as XLM-R has it, trained on texts."""
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    backend = Tokenizer(models.Unigram())
+    backend.normalizer = normalizers.NFKC()
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    backend.train_from_iterator(
+        texts, trainers.UnigramTrainer(vocab_size=size, special_tokens=specials, unk_token="<unk>")
+    )
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, mask_token="<mask>", **names)
+
+
+def byte_pairs(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
+    """GPT-2's kind of tokenizer, trained on texts."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=size, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet
+        ),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
 
 
 @many
@@ -91,7 +144,9 @@ def test_words_of_the_vocabulary_itself_are_written_as_before(
     tokenizer: PreTrainedTokenizerFast, data: st.DataObject
 ) -> None:
     """Texts made of the vocabulary's own pieces reach deep matches and long merges."""
-    pieces = sorted(t.removeprefix("##").replace("Ġ", " ") for t in tokenizer.get_vocab())
+    pieces = sorted(
+        t.removeprefix("##").translate({0x120: " ", 0x2581: " "}) for t in tokenizer.get_vocab()
+    )
     texts = st.lists(st.lists(st.sampled_from(pieces), max_size=6).map("".join), min_size=1)
     chosen = data.draw(texts)
     found = prune_vocabulary(tokenizer, chosen, size=len(tokenizer))
@@ -102,9 +157,13 @@ def test_words_of_the_vocabulary_itself_are_written_as_before(
 def test_specials_single_characters_and_bytes_stay(tokenizer: PreTrainedTokenizerFast) -> None:
     found = prune_vocabulary(tokenizer, ["x"], size=len(tokenizer))
     old, new = tokenizer.get_vocab(), found.tokenizer.get_vocab()
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    least = None
+    if model["type"] == "Unigram":  # what is unknown is scored by it
+        least = min(model["vocab"], key=lambda one: (one[1], one[0] not in "x"))[0]
     for token, i in old.items():
         single = len(token.removeprefix("##")) == 1 or i in tokenizer.all_special_ids
-        assert (token in new) == single
+        assert (token in new) == (single or token == least)
     assert set(new) == {tokenizer.convert_ids_to_tokens(i) for i in found.kept}
     assert found.tokenizer.all_special_tokens == tokenizer.all_special_tokens
     assert found.tokenizer.model_input_names == tokenizer.model_input_names
@@ -256,10 +315,9 @@ def test_embeddings_beyond_the_tokenizer_go(tiny_model: Make) -> None:
     assert max(pruned.index_map["vocabulary"]) < len(model.tokenizer)
 
 
-@pytest.mark.parametrize("kind", ["Unigram", "WordLevel", "BPE"])
+@pytest.mark.parametrize("kind", ["WordLevel", "BPE"])
 def test_other_kinds_are_refused_by_name(kind: str) -> None:
     model = {
-        "Unigram": lambda: models.Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -2.0)], 0),
         "WordLevel": lambda: models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"),
         "BPE": lambda: models.BPE({"<unk>": 0, "a": 1}, []),
     }[kind]()
@@ -275,3 +333,91 @@ def test_renumbering_follows_the_order_given(tokenizer: PreTrainedTokenizerFast)
     smaller = renumbered(tokenizer, kept)
     for new, old in enumerate(kept):
         assert smaller.convert_ids_to_tokens(new) == tokenizer.convert_ids_to_tokens(old)
+
+
+def test_an_unknown_character_costs_what_it_did() -> None:
+    """Without the least probable piece, "q" + "bc" would beat "qb" + "c"."""
+    pieces = [("<unk>", 0.0), ("qb", -8.0), ("b", -3.0), ("c", -9.0), ("bc", -3.0), ("rare", -20.0)]
+    pieces += [("r", -15.0), ("a", -3.0), ("e", -3.0)]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.Unigram(pieces, 0)), unk_token="<unk>"
+    )
+    assert tokenizer.tokenize("qbc") == ["qb", "c"]
+    found = prune_vocabulary(tokenizer, ["qbc"], size=len(tokenizer))
+    assert found.tokenizer.tokenize("qbc") == ["qb", "c"]
+    assert "rare" in found.tokenizer.get_vocab()
+    assert found.tokenizer.tokenize("z") == tokenizer.tokenize("z")
+
+
+def docstrings() -> list[str]:
+    """Real text that every Python brings: docstrings of the standard library."""
+    modules = (argparse, collections, email.message, json, logging, pathlib, textwrap, unittest)
+    found = [inspect.getdoc(o) for m in modules for o in [m, *vars(m).values()] if callable(o)]
+    return sorted({line.strip() for text in found if text for line in text.splitlines()} - {""})
+
+
+REAL = docstrings()
+TRAIN, HELD_OUT = REAL[::2], REAL[1::2]
+
+
+@pytest.fixture(scope="module", params=["MiniLM", "byte-level BPE", "Unigram"])
+def real(request: pytest.FixtureRequest) -> tuple[PreTrainedTokenizerFast, PrunedVocabulary]:
+    """A tokenizer of real size, and its cut to real text."""
+    if request.param == "MiniLM":
+        folder = packaged_copy("sentence-transformers/all-MiniLM-L6-v2")
+        if folder is None:
+            pytest.skip("the packaged MiniLM is not installed (extra: demo)")
+        tokenizer = load_tokenizer(folder)
+    else:
+        tokenizer = (unigram if request.param == "Unigram" else byte_pairs)(REAL, 1200)
+    return tokenizer, prune_vocabulary(tokenizer, TRAIN, size=len(tokenizer))
+
+
+def test_real_text_is_written_as_before(
+    real: tuple[PreTrainedTokenizerFast, PrunedVocabulary],
+) -> None:
+    tokenizer, found = real
+    assert len(found.kept) < len(tokenizer)
+    place = {old: new for new, old in enumerate(found.kept)}
+    for text in TRAIN:
+        assert [place[i] for i in ids(tokenizer, text)] == ids(found.tokenizer, text)
+    change = tokenization_change(tokenizer, found.tokenizer, HELD_OUT)
+    assert 0 < change["identical_share"] < 1
+    assert change["tokens_before"] < change["tokens_after"] < 1.5 * change["tokens_before"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(max_size=40) | st.lists(st.sampled_from(REAL), max_size=3).map("".join))
+def test_any_text_is_written_and_read_back_as_before(
+    real: tuple[PreTrainedTokenizerFast, PrunedVocabulary], text: str
+) -> None:
+    tokenizer, found = real
+    before, after = ids(tokenizer, text), ids(found.tokenizer, text)
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown not in before:
+        assert found.tokenizer.decode(after) == tokenizer.decode(before)
+    if unknown is not None:
+        assert after.count(found.tokenizer.unk_token_id) == before.count(unknown)
+
+
+def test_a_language_model_answers_real_text_as_before(
+    real: tuple[PreTrainedTokenizerFast, PrunedVocabulary],
+) -> None:
+    """Embedding, tied head, special ids and the generation config follow the new numbering."""
+    tokenizer, found = real
+    end = tokenizer.eos_token_id or tokenizer.sep_token_id
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=48, initializer_range=0.25, tie_word_embeddings=True,
+        eos_token_id=end, bos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    small = cut_backbone(model, Cut(vocabulary=found.kept))
+    new_end = found.tokenizer.eos_token_id or found.tokenizer.sep_token_id
+    assert small.config.eos_token_id == small.generation_config.eos_token_id == new_end
+    with torch.no_grad():
+        for text in TRAIN[:20]:
+            whole = model(torch.tensor([ids(tokenizer, text)])).logits[..., found.kept]
+            cut = small(torch.tensor([ids(found.tokenizer, text)])).logits
+            assert (whole - cut).abs().max() <= 1e-6

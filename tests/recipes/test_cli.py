@@ -305,7 +305,7 @@ def test_a_gate_prints_a_line_for_each_criterion_and_exits_with_3(
     assert [line.split(":")[0] for line in lines] == ["retain  >= 0.95", "compute <= 0.7"]
     assert cli.main(["gate", str(run_folder), "--retain", "0.85"]) == 0
     assert cli.main(["gate", str(run_folder)]) == 2
-    assert cli.main(["gate", str(run_folder / "nothing"), "--retain", "0.9"]) == 1
+    assert cli.main(["gate", str(run_folder / "nothing"), "--retain", "0.9"]) == 2
 
 
 def test_a_report_is_shown_with_its_page(

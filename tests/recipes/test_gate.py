@@ -62,13 +62,21 @@ def test_too_few_rows_to_tell_says_how_many_would_do(run: Write) -> None:
     (criterion,) = gate(run(), retain=0.96)
     assert not criterion.met
     # the interval reaches 0.015 below the figure, and 0.01 would do: (0.015 / 0.01)² times 2000
-    assert "undecided: about 4500 test rows would settle it" in criterion.text
+    assert ": undecided, 0.9550 is the lower end" in criterion.text
+    assert "about 4500 test rows would settle it" in criterion.text
 
 
-def test_a_figure_below_the_limit_is_not_called_undecided(run: Write) -> None:
-    (criterion,) = gate(run(), retain=0.98)
+def test_an_interval_that_reaches_the_limit_is_undecided_as_in_the_verdict(run: Write) -> None:
+    """The figure is 0.97, between 0.955 and 0.985."""
+    (inside,), (above,) = gate(run(), retain=0.98), gate(run(), retain=0.99)
+    assert not inside.met and ": undecided, " in inside.text and "would settle" not in inside.text
+    assert not above.met and ": not met, " in above.text
+
+
+def test_a_ratio_just_above_the_limit_shows_that_it_is(run: Write) -> None:
+    (criterion,) = gate(run(cost={"ratio": {"flops": 0.19002}}), compute=0.19)
     assert not criterion.met
-    assert "undecided" not in criterion.text
+    assert "not met, 0.190020 of the teacher's FLOPs" in criterion.text
 
 
 def test_a_figure_on_the_limit_cannot_be_settled(run: Write) -> None:
@@ -118,8 +126,10 @@ def test_a_damaged_report_is_refused(tmp_path: Path, content: str) -> None:
 
 
 def test_a_missing_run_and_an_unfinished_one_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"There is no report.*Name a run's folder"):
+    with pytest.raises(RecipeError, match=r"There is no run.*Name a run's folder"):
         read_report(tmp_path / "nothing")
+    with pytest.raises(RunError, match=r"There is no report.*Name a run's folder"):
+        read_report(tmp_path)
     (tmp_path / "recipe.yaml").touch()
     with pytest.raises(RunError, match="not finished"):
         read_report(tmp_path)

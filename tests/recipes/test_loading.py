@@ -358,3 +358,8 @@ def test_what_is_dumped_reads_back_equal_here_and_elsewhere(value: object) -> No
     assert YamlSource(text).value == value
     if "e" not in text.lower():  # YAML 1.1 takes 1e5 for a text
         assert yaml.safe_load(text) == value
+
+
+def test_a_misspelt_section_of_an_override_is_told_as_the_override(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"override prun\.layers=3: prun: unknown key"):
+        load_recipe("search_query", ["prun.layers=3"])
