@@ -40,7 +40,8 @@ def contradictions(recipe: Recipe) -> list[Problem]:
     return [
         *_data(recipe.data, recipe.task, embeds),
         *_teacher(recipe.teacher, has_student=recipe.student is not None),
-        *(_prune(recipe.prune) if recipe.prune else ()),
+        *(_prune(recipe.prune, recipe.budget is not None) if recipe.prune else ()),
+        *_budget(recipe),
         *_student(recipe),
         *_hidden_losses(recipe),
         *_task(recipe, embeds),
@@ -96,15 +97,38 @@ def _teacher(teacher: Teacher, *, has_student: bool) -> Iterator[Problem]:
         )
 
 
-def _prune(prune: Prune) -> Iterator[Problem]:
-    if not prune.sizes and prune.vocabulary is None:
+def _budget(recipe: Recipe) -> Iterator[Problem]:
+    budget = recipe.budget
+    if budget is None:
+        return
+    given = [kind for kind in ("flops", "parameters", "bytes") if getattr(budget, kind) is not None]
+    if len(given) != 1:
+        which = "none" if not given else " and ".join(given)
+        yield Problem(("budget",), f"give one of flops, parameters and bytes; got {which}.")
+    if recipe.distill is None:
+        yield Problem(
+            ("budget",), "a search heals its trials, and distill is missing: give prune's sizes."
+        )
+    if recipe.teacher.kind == "recorded":
+        yield Problem(
+            ("budget",),
+            "is a share of the teacher's cost, and recorded outputs have none: give prune's sizes.",
+        )
+    searched = {"layers", "intermediate_size", "hidden_size"}
+    if recipe.prune is not None and searched <= set(recipe.prune.sizes):
+        yield Problem(("budget",), "prune says all the sizes already; leave one of them out.")
+
+
+def _prune(prune: Prune, searched: bool) -> Iterator[Problem]:
+    if not prune.sizes and prune.vocabulary is None and not searched:
         yield Problem(
             ("prune",),
             "cuts nothing: give layers, intermediate_size, vocabulary or another axis, or drop it.",
         )
     if isinstance(prune.layers, list) and len(set(prune.layers)) < len(prune.layers):
         yield Problem(("prune", "layers"), f"a layer is named twice in {prune.layers}.")
-    if prune.round_to is not None and not {"intermediate_size", "hidden_size"} & set(prune.sizes):
+    widths = {"intermediate_size", "hidden_size"} & set(prune.sizes)
+    if prune.round_to is not None and not widths and not searched:
         yield Problem(
             ("prune", "round_to"), "rounds intermediate_size and hidden_size; neither is cut."
         )
@@ -112,7 +136,7 @@ def _prune(prune: Prune) -> Iterator[Problem]:
 
 def _student(recipe: Recipe) -> Iterator[Problem]:
     if recipe.distill is None:
-        if recipe.student is None and recipe.prune is None:
+        if recipe.student is None and recipe.prune is None and recipe.budget is None:
             yield Problem((), "the student would be the teacher: add prune, student or distill.")
         if recipe.seeds > 1:
             yield Problem(("seeds",), "only training varies with the seed, and distill is missing.")

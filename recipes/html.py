@@ -20,7 +20,7 @@ import yaml
 
 from ..eval.tasks import TASKS
 from . import figures, plot
-from .report import COST_ROWS, OUTCOMES, headline
+from .report import COST_ROWS, OUTCOMES, headline, search_rows
 
 _LONGEST_TEXT = 700
 
@@ -90,6 +90,7 @@ def page(report: Mapping[str, Any], differing: Sequence[Mapping[str, Any]]) -> s
         metrics=_metrics(report["quality"]),
         costs=_costs(report["cost"]),
         exports=[{**dict.fromkeys(_EXPORT), **export} for export in report["exports"]],
+        search=search_rows(report["search"]) if report.get("search") else None,
         measurements=_measurements(report["measurements"]),
         stages=_stages(report["stages"]),
         splits=report["data"].get("rows") or {},

@@ -27,6 +27,9 @@ REPLACED: dict[tuple[str, ...], tuple[str, ...]] = {
 }
 """An override of the first key drops these neighbours of the file: they described what it names."""
 
+SEARCHED = ("layers", "intermediate_size", "hidden_size")
+"""Sizes that a file says and an override of ``budget`` is to find instead."""
+
 
 @dataclass(frozen=True)
 class Override:
@@ -213,6 +216,11 @@ def _drop_replaced(values: dict[str, Any], overrides: Sequence[Override]) -> Non
         if replaced and override.value is not None and isinstance(section, dict):
             for name in replaced:
                 section.pop(name, None)
+
+    if any(override.path[0] == "budget" for override in overrides):
+        prune: Any = values.get("prune")
+        for axis in SEARCHED if isinstance(prune, dict) else ():
+            prune.pop(axis, None)
 
 
 def _set(draft: Draft, override: Override) -> None:

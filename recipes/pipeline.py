@@ -19,6 +19,7 @@ from .progress import Display
 from .resolving import resolve
 from .run_folder import claim, fill
 from .schema import Recipe
+from .search import Search
 from .smoke import smoke_recipe, write_stand_ins
 from .stage_capture import capture_stage
 from .stage_data import data_stage
@@ -93,7 +94,7 @@ def run_recipe(
         store = Store(folder.parent, display, world, imports)
         run = _Run(resolved, store, command, smoke)
         report = run.stages()
-        finished = all(stage.cached for stage in store.made)
+        finished = all(stage.cached for stage in [*store.made, *store.trials])
         if world.main:
             student = run.students[0][1]
             fill(folder, resolved, store.made, student, run.exports, report)
@@ -115,6 +116,7 @@ class _Run:
         self.smoke = smoke
         self.students: list[tuple[int, Folder]] = []
         self.exports: dict[str, Folder] = {}
+        self.search: dict[str, Any] | None = None
 
     def stages(self) -> Folder:
         """Makes every stage; the last is the report."""
@@ -124,7 +126,12 @@ class _Run:
         teacher = ensure((finetune_stage if tuned else teacher_stage)(recipe, data))
         layers = sorted(set(hidden_layers(recipe, teacher_checkpoint(teacher.path)).values()))
         captured = ensure(capture_stage(recipe, data, teacher, layers))
-        pruned = ensure(prune_stage(recipe, data, teacher, captured))
+        source = None
+        if recipe.budget is not None:
+            search = Search(recipe, self.store, data, teacher, captured)
+            recipe, source, self.search = search.run()
+            self.recipe = recipe
+        pruned = ensure(prune_stage(recipe, data, teacher, captured, source=source))
         made = {"data": data, "teacher": teacher, "capture": captured, "prune": pruned}
         contenders = [self._teacher(teacher)]
         if recipe.distill is None:
@@ -149,7 +156,13 @@ class _Run:
         self._check_flips(made["evaluate"])
         return ensure(
             report_stage(
-                recipe, made, contenders, self.exports, command=self.command, smoke=self.smoke
+                recipe,
+                made,
+                contenders,
+                self.exports,
+                command=self.command,
+                smoke=self.smoke,
+                search=self.search,
             )
         )
 

@@ -19,6 +19,7 @@ from .report_schema import (
     Quality,
     Ratio,
     Report,
+    Search,
     Side,
     Stage,
     Target,
@@ -46,6 +47,7 @@ def build_report(
     vocabulary: Vocabulary | None = None,
     differing: Sequence[Difference] = (),
     notes: Sequence[str] = (),
+    search: Search | None = None,
 ) -> Report:
     """Puts a report together: adds ratios, quality to compute and the verdict.
 
@@ -64,6 +66,7 @@ def build_report(
         vocabulary: What cutting it changed, if it was cut.
         differing: Rows that both models decide differently; the first twenty are kept.
         notes: Sentences a reader should know.
+        search: How the student's shape was found, where the recipe has a budget.
     """
     asked = recipe.get("target") or {}
     target = Target(
@@ -96,6 +99,7 @@ def build_report(
         environment=dict(environment),
         differing=list(differing)[:20],
         notes=list(notes),
+        search=search,
     )
     cleaned: Report = plain(report)
     return cleaned
@@ -213,6 +217,8 @@ def print_summary(report: Mapping[str, Any], console: Console) -> None:
     console.print(_cost_table(report["cost"]))
     if report["exports"]:
         console.print(_export_table(report["exports"], report["quality"]["metric"]))
+    if report.get("search"):
+        console.print(_search_table(report["search"]))
     for note in report["notes"]:
         console.print(Text(f"Note: {note}"))
 
@@ -284,6 +290,37 @@ def _export_table(exports: Sequence[Mapping[str, Any]], metric: str) -> Table:
     ]
     columns = ["", "size", figures.metric_name(metric), "kept", "flips", "p50"]
     return _table("Exports", columns, rows)
+
+
+def search_rows(search: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The trials of a search as columns and rows, those that got furthest first."""
+    ((kind, _),) = search["budget"].items()
+    rounds = ["as cut", *(f"{share:.0%} trained" for share in search["healed"][1:])]
+    columns = ["shape", f"{kind} predicted", "saved", *rounds, "metric kept", ""]
+    trials = sorted(
+        search["trials"],
+        key=lambda t: (not t["chosen"], -len(t["agreement"]), -t["agreement"][-1]),
+    )
+    rows = []
+    for trial in trials:
+        scores = [figures.quality(score) for score in trial["agreement"]]
+        scores += [""] * (len(rounds) - len(scores))
+        rows.append(
+            [
+                trial["name"],
+                figures.share(trial["predicted"][kind]),
+                figures.share(trial["measured"][kind]),
+                *scores,
+                figures.share(trial["retention"][-1]),
+                "chosen" if trial["chosen"] else "",
+            ]
+        )
+    return columns, rows
+
+
+def _search_table(search: Mapping[str, Any]) -> Table:
+    columns, rows = search_rows(search)
+    return _table(f"Search: agreement with the teacher on {search['rows']} rows", columns, rows)
 
 
 def _milliseconds(value: Any) -> str:

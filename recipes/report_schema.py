@@ -170,6 +170,34 @@ class Difference(TypedDict):
     student_right: bool
 
 
+class Trial(TypedDict):
+    """A shape that a search tried: shares of the teacher's cost, as predicted and as saved.
+
+    ``agreement``, ``metric`` and ``retention`` (on validation rows) have one entry for each round
+    it was in: as cut, then after each healing. ``out`` says why it was dropped.
+    """
+
+    name: str
+    sizes: dict[str, int]
+    predicted: dict[str, float]
+    measured: dict[str, float]
+    agreement: list[float]
+    metric: list[float]
+    retention: list[float | None]
+    chosen: bool
+    out: str | None
+
+
+class Search(TypedDict):
+    """How the student's shape was found; ``healed`` is each round's share of the training."""
+
+    budget: dict[str, float]
+    healed: list[float]
+    chosen: str
+    rows: int
+    trials: list[Trial]
+
+
 class Report(TypedDict):
     """The content of ``report.json``."""
 
@@ -194,3 +222,4 @@ class Report(TypedDict):
     environment: dict[str, Any]
     differing: list[Difference]
     notes: list[str]
+    search: Search | None

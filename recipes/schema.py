@@ -166,6 +166,21 @@ class Prune(Section):
         return {axis: size for axis, size in found.items() if size is not None}
 
 
+class Budget(Section):
+    """What the student may cost; the search finds its shape. One bound."""
+
+    flops: Share | None = Field(None, description="Share of the teacher's FLOPs a row.")
+    parameters: Share | None = Field(None, description="Share of the teacher's parameters.")
+    bytes: Share | None = Field(None, description="Share of the bytes of the teacher's weights.")
+    shapes: Annotated[int, Field(ge=2)] = Field(16, description="Shapes that are tried as cut.")
+
+    @property
+    def bound(self) -> tuple[str, float]:
+        """What is bounded, and by how much."""
+        kinds = ("flops", "parameters", "bytes")
+        return next((kind, getattr(self, kind)) for kind in kinds if getattr(self, kind))
+
+
 class Loss(BaseModel):
     """A term of the training loss. Further keys are the loss's own options."""
 
@@ -271,6 +286,7 @@ class Recipe(Section):
     student: Student | None = Field(None, description="Another checkpoint than the teacher.")
     prune: Prune | None = Field(None, description="Cuts; nothing is cut if null.")
     distill: Distill | None = Field(None, description="Training; none if null.")
+    budget: Budget | None = Field(None, description="Finds the sizes that prune leaves open.")
     target: Target = Field(default_factory=Target)
     export: list[str] = Field(
         default_factory=list, description="Formats to deploy: onnx, onnx-int8, …"

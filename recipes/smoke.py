@@ -16,7 +16,7 @@ from typing import Any
 
 from ..eval.errors import RecipeError
 from ..eval.tasks import get_task
-from .schema import Recipe
+from .schema import Budget, Recipe
 
 TOPICS = ("card", "cash", "rate", "loan", "fees", "bank")
 ACTIONS = ("open", "close", "find", "check", "change", "report", "cancel", "order")
@@ -97,6 +97,9 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
         values["prune"] |= {"layers": keep, "calibration_rows": 32, "round_to": None}
         tiny = {"intermediate_size": WIDTH // 2, "hidden_size": HIDDEN // 2}
         values["prune"] |= {axis: size for axis, size in tiny.items() if values["prune"][axis]}
+    if values["budget"]:
+        bound, _ = Budget.model_validate(values["budget"]).bound
+        values["budget"] |= {bound: 0.8, "shapes": 3}
     ours = [name for name in recipe.evaluate.metrics if name in get_task(recipe.task).metrics]
     values["evaluate"] |= {
         "resamples": 200,

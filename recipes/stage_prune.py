@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..eval.data import Data
 from ..eval.models import TextModel, load_model
 from ..eval.tasks import get_task
 from ..prune import prune_model
-from .schema import Recipe
+from .schema import Prune, Recipe
 from .stage_teacher import CHECKPOINT, identity, model_options, teacher_checkpoint
 from .store import Context, Folder, Stage
 from .task_rows import streams, training_streams
@@ -30,18 +31,31 @@ RIDGE = 1e-3
 DENSE_ROWS = 4096
 
 
-def prune_stage(recipe: Recipe, data: Folder, teacher: Folder, captured: Folder) -> Stage:
-    """Loads the student and cuts it; without ``prune`` the student is taken as it is."""
+def prune_stage(
+    recipe: Recipe,
+    data: Folder,
+    teacher: Folder,
+    captured: Folder,
+    *,
+    source: Folder | None = None,
+) -> Stage:
+    """Loads the student and cuts it; without ``prune`` the student is taken as it is.
+
+    Args:
+        recipe: Says which student, and what to cut.
+        data: Training rows.
+        teacher: The student, where no other is named.
+        captured: What a map into the teacher's space is fitted to.
+        source: A stage with the student, some of it cut already, instead.
+    """
     task = get_task(recipe.task)
-    source = (
-        find_checkpoint(recipe.student.model, recipe.student.revision)
-        if recipe.student
-        else teacher_checkpoint(teacher.path)
-    )
-    assert source is not None  # the schema asks for a student where the teacher is recorded
+    prune = recipe.prune
+    if prune is not None and source is not None:  # the source's vocabulary is cut already
+        prune = prune.model_copy(update={"vocabulary": None})
+    origin = source.path / CHECKPOINT if source else _origin(recipe, teacher)
     settings: dict[str, Any] = {
         "task": task.name,
-        "prune": recipe.prune.model_dump() if recipe.prune else None,
+        "prune": prune.model_dump() if prune else None,
         "texts": recipe.distill.texts if recipe.distill else None,
         "seed": recipe.seed,
         "precision": recipe.capture.precision,
@@ -49,18 +63,23 @@ def prune_stage(recipe: Recipe, data: Folder, teacher: Folder, captured: Folder)
         "options": model_options(recipe.student or recipe.teacher),
     }
     if recipe.student:
-        settings["student"] = identity(source)
+        settings["student"] = identity(origin)
 
     def work(context: Context) -> None:
         rows = Data.open(context.inputs["data"])
         torch.manual_seed(recipe.seed)
-        labels = rows.labels if recipe.student else None
-        model = load_model(source, task, labels=labels, **settings["options"])
+        labels = rows.labels if recipe.student and source is None else None
+        model = load_model(origin, task, labels=labels, **settings["options"])
         found = streams(rows, task)
         chosen = training_streams(found, task, settings["texts"])
         facts: dict[str, Any] = {"index_map": None, "parameters": _parameters(model)}
-        if recipe.prune is not None:
-            model, facts = _cut(model, recipe, chosen, found)
+        if prune is not None:
+            model, facts = _cut(model, recipe, prune, chosen, found)
+        if source is not None:
+            before = prune_report(context.inputs["source"])
+            facts |= {"vocabulary": before.get("vocabulary")}
+            numbers = (before["index_map"] or {}).get("vocabulary")
+            facts["index_map"] = (facts["index_map"] or {}) | {"vocabulary": numbers}
         outputs = TeacherOutputs(context.inputs["capture"])
         if task.signal == "embedding" and model.width != outputs.width:
             model.dense = fit_dense(model, chosen, outputs, settings["precision"])
@@ -69,16 +88,27 @@ def prune_stage(recipe: Recipe, data: Folder, teacher: Folder, captured: Folder)
         (context.out / REPORT).write_text(text, encoding="utf-8")
 
     inputs = {"data": data, "teacher": teacher, "capture": captured}
+    inputs |= {"source": source} if source else {}
     return Stage("prune", "stage_prune", settings, inputs, work)
 
 
+def _origin(recipe: Recipe, teacher: Folder) -> Path:
+    found = teacher_checkpoint(teacher.path)
+    if recipe.student:
+        found = find_checkpoint(recipe.student.model, recipe.student.revision)
+    assert found is not None  # the schema asks for a student where the teacher is recorded
+    return found
+
+
 def _cut(
-    model: TextModel, recipe: Recipe, chosen: list[Stream], found: dict[str, Stream]
+    model: TextModel,
+    recipe: Recipe,
+    prune: Prune,
+    chosen: list[Stream],
+    found: dict[str, Stream],
 ) -> tuple[TextModel, dict[str, Any]]:
-    prune = recipe.prune
-    assert prune is not None
     # As many again, for the rows that the fit is measured on.
-    rows = _sample(chosen, 2 * prune.calibration_rows, recipe.seed)
+    rows = sample(chosen, 2 * prune.calibration_rows, recipe.seed)
     pruned = prune_model(
         model,
         [row[0] for row in rows],
@@ -96,7 +126,7 @@ def _cut(
     return pruned.model, {"index_map": pruned.index_map, **pruned.facts}
 
 
-def _sample(chosen: list[Stream], rows: int, seed: int) -> list[tuple[str, str | None, str]]:
+def sample(chosen: list[Stream], rows: int, seed: int) -> list[tuple[str, str | None, str]]:
     """A seeded sample of (text, second text, role), each stream by its share of the rows."""
     draw = np.random.default_rng(seed)
     total = sum(len(s.texts) for s in chosen)
@@ -128,6 +158,8 @@ def fit_dense(
 
     Ridge regression on at most 4,096 rows, solved in float64; it starts the training closer.
     """
+    encoding = model.encoding
+    model.encoding = dataclasses.replace(encoding, normalize=False)  # the map comes before that
     draw = np.random.default_rng(0)
     found, targets = [], []
     for stream in chosen:
@@ -136,6 +168,7 @@ def fit_dense(
         texts = stream.read(rows.tolist())[0]
         found.append(model.predict(texts, None, stream.role, precision=precision))
         targets.append(outputs.values(outputs.items(stream.name)[rows]))
+    model.encoding = encoding
     x = np.concatenate(found).astype(np.float64)
     y = np.concatenate(targets).astype(np.float64)
     x = np.concatenate([x, np.ones((len(x), 1))], axis=1)

@@ -34,6 +34,7 @@ def report_stage(
     *,
     command: str,
     smoke: bool,
+    search: dict[str, Any] | None = None,
 ) -> Stage:
     """Puts what the stages found together.
 
@@ -44,11 +45,13 @@ def report_stage(
         exports: The export stages by format.
         command: What to type to get this report.
         smoke: Whether it is not to be judged.
+        search: How the student's shape was found, where the recipe has a budget.
     """
     settings: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
         "command": command,
         "smoke": smoke,
+        "search": search,
     }
 
     def work(context: Context) -> None:
@@ -75,6 +78,7 @@ def report_stage(
             environment=environment(),
             differing=found["differing"],
             notes=_notes(found, recipe),
+            search=settings["search"],
         )
         write_report(report, context.out / "report.json")
         write_html(report, report["differing"], context.out / "report.html")

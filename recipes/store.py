@@ -121,9 +121,14 @@ class Store:
         self.world = world
         self.extensions = extension_hashes(imports)
         self.made: list[Folder] = []
+        self.trials: list[Folder] = []
 
-    def ensure(self, stage: Stage) -> Folder:
+    def ensure(self, stage: Stage, trial: str | None = None) -> Folder:
         """Gives a stage's folder, making it if it is not there.
+
+        Args:
+            stage: What to make.
+            trial: What it is a trial of, for the display, where it is no stage of the run itself.
 
         Raises:
             PareError: If the stage fails, or another run is at it.
@@ -139,8 +144,8 @@ class Store:
         else:
             if self.world.main:
                 _make(self.folder)
-            folder = self._make(stage, mark, final)
-        self.made.append(folder)
+            folder = self._make(stage, mark, final, trial)
+        (self.made if trial is None else self.trials).append(folder)
         return folder
 
     def _finished(self, name: str, final: Path) -> Folder | None:
@@ -154,13 +159,13 @@ class Store:
             ) from error
         return Folder(name, final, record, cached=True)
 
-    def _make(self, stage: Stage, mark: str, final: Path) -> Folder:
+    def _make(self, stage: Stage, mark: str, final: Path, trial: str | None) -> Folder:
         work = self.folder / f".{stage.name}-{mark}"
         if self.world.main:
             with self._lock(stage, mark):
                 if self._finished(stage.name, final) is None:
                     work.mkdir(exist_ok=True)
-                    self._work(stage, mark, work, final)
+                    self._work(stage, mark, work, final, trial)
         elif stage.shared:
             self._run(stage, work)
         self.world.barrier()
@@ -169,7 +174,7 @@ class Store:
             raise _not_shared(stage, final)
         return Folder(folder.name, folder.path, folder.record, cached=False)
 
-    def _work(self, stage: Stage, mark: str, work: Path, final: Path) -> None:
+    def _work(self, stage: Stage, mark: str, work: Path, final: Path, trial: str | None) -> None:
         """Does the work, writes the record and gives the folder its final name."""
         started = time.monotonic()
         reset_peak_memory()
@@ -191,7 +196,8 @@ class Store:
         os.replace(work, final)
         if record["seconds"] > 2:  # a short stage has little to give back
             release_memory()
-        self.display.say(f"  {stage.name:<12} {record['seconds']:8.1f} s")
+        what = f"  {trial}" if trial else ""
+        self.display.say(f"  {stage.name:<12} {record['seconds']:8.1f} s{what}")
 
     def _run(self, stage: Stage, work: Path) -> Context:
         if stage.shared:

@@ -1,0 +1,287 @@
+"""Shapes of a student that meet a budget: what each would cost, and which look best."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..eval.cost import row_flops
+from ..eval.errors import RecipeError
+from ..eval.models import TextModel
+from ..prune.anatomy import Anatomy, anatomy_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+AXES = ("layers", "intermediate_size", "hidden_size")
+"""What a search varies; heads go with the hidden size, and the vocabulary is cut to the task."""
+Curve = Mapping[str, Sequence[tuple[int, float]]]
+"""Axis → (size, distance to the uncut model), the size rising."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs.
+
+    Attributes:
+        flops: Mean forward FLOPs of a row.
+        parameters: Numbers in its checkpoint.
+        bytes: Of its weights on disk.
+    """
+
+    flops: float
+    parameters: float
+    bytes: float
+
+    def over(self, whole: Cost) -> Cost:
+        """Its shares of another's."""
+        return Cost(
+            self.flops / whole.flops,
+            self.parameters / whole.parameters,
+            self.bytes / whole.bytes,
+        )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One shape.
+
+    Attributes:
+        sizes: Axis → size, for the axes that are cut.
+        cost: What is predicted of it.
+        distance: What the importance curves predict: the sum over its axes.
+    """
+
+    sizes: dict[str, int]
+    cost: Cost
+    distance: float
+
+    @property
+    def name(self) -> str:
+        """Its sizes in words, such as ``2 layers, FFN 320, hidden 256``."""
+        layers = "{} layer" if self.sizes.get("layers") == 1 else "{} layers"
+        words = {"layers": layers, "intermediate_size": "FFN {}", "hidden_size": "hidden {}"}
+        return ", ".join(words[axis].format(size) for axis, size in self.sizes.items()) or "uncut"
+
+
+class Costs:
+    """Predicts what a model of other sizes would cost, from its config alone.
+
+    Args:
+        model: The uncut student, its vocabulary cut already.
+        lengths: Tokens of some of the task's rows, (n,).
+    """
+
+    def __init__(self, model: TextModel, lengths: NDArray[np.int64]) -> None:
+        self.model, self.lengths = model, lengths
+        self.anatomy: Anatomy = anatomy_of(model.config)
+
+    def of(self, sizes: Mapping[str, int]) -> Cost:
+        """The cost of a shape."""
+        import torch
+
+        config = self._config(sizes)
+        with torch.device("meta"):
+            make: Any = type(self.model.backbone)._from_config
+            backbone = make(config, dtype=self.model.backbone.dtype)
+            dense = self.model.dense
+            hidden = self.anatomy.size(config, "hidden_size")
+            whole = self.anatomy.size(self.model.config, "hidden_size")
+            if self.model.signal == "embedding" and (dense is not None or hidden < whole):
+                width = dense.out_features if dense is not None else whole
+                dense = torch.nn.Linear(hidden, width)
+        small = TextModel(
+            backbone, self.model.tokenizer, self.model.signal, self.model.encoding, dense
+        )
+        parameters = sum(p.numel() for p in small.parameters())
+        return Cost(
+            float(row_flops(small, self.lengths).mean()),
+            float(parameters),
+            float(parameters * torch.empty(0, dtype=backbone.dtype).element_size()),
+        )
+
+    def _config(self, sizes: Mapping[str, int]) -> Any:
+        config = copy.deepcopy(self.model.config)
+        anatomy = self.anatomy
+        if "intermediate_size" in anatomy.axes:  # may follow the hidden size if it is not said
+            width = anatomy.size(config, "intermediate_size")
+            setattr(config, anatomy.field("intermediate_size"), width)
+        if "hidden_size" in sizes and anatomy.attention.head_dim is None:
+            heads = sizes["hidden_size"] // anatomy.head_dim(self.model.config)
+            setattr(config, anatomy.attention.heads, heads)
+        elif "hidden_size" in sizes and anatomy.attention.head_dim is not None:
+            setattr(config, anatomy.attention.head_dim, anatomy.head_dim(self.model.config))
+        for axis, size in sizes.items():
+            setattr(config, anatomy.field(axis), size)
+        if "layers" in sizes and getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[: sizes["layers"]]
+        return config
+
+
+def grid(
+    anatomy: Anatomy, config: Any, fixed: Mapping[str, int], step: int
+) -> dict[str, list[int]]:
+    """The sizes that are tried along each axis, rising; the whole size is the last.
+
+    Args:
+        anatomy: Of the architecture.
+        config: Of the uncut model.
+        fixed: Axis → size, for axes that are not searched.
+        step: Widths are multiples of it.
+    """
+    found: dict[str, list[int]] = {}
+    for axis in AXES:
+        if axis not in anatomy.axes:
+            continue
+        whole = anatomy.size(config, axis)
+        if axis in fixed:
+            found[axis] = [fixed[axis]]
+        elif axis == "layers":
+            found[axis] = list(range(1, whole + 1))
+        else:
+            unit = step
+            if axis == "hidden_size":
+                tied = anatomy.attention.head_dim is None
+                unit = anatomy.head_dim(config) if tied else _common(step, anatomy, config)
+            least = -(-whole // 8 // unit) * unit or unit
+            found[axis] = [*range(max(unit, least), whole, unit), whole]
+    return found
+
+
+def _common(step: int, anatomy: Anatomy, config: Any) -> int:
+    return int(np.lcm(step, anatomy.heads(config))) if anatomy.attention.divides else step
+
+
+def propose(
+    costs: Costs,
+    sizes: Mapping[str, Sequence[int]],
+    curves: Curve,
+    meets: Callable[[Cost], bool],
+    count: int,
+) -> list[Shape]:
+    """The shapes within a budget that the importance curves think best of.
+
+    For each number of layers and hidden size the widest FFN within the budget is taken, and the
+    next narrower ones where there are too few shapes.
+
+    Args:
+        costs: Predicts costs.
+        sizes: Of each axis, from `grid`.
+        curves: Distances along each axis.
+        meets: Whether a cost is within the budget.
+        count: How many to propose.
+
+    Returns:
+        At most ``count``, the most promising first.
+
+    Raises:
+        RecipeError: If none is within the budget; the nearest is named.
+    """
+    anatomy, config = costs.anatomy, costs.model.config
+    widths = list(sizes.get("intermediate_size", [0]))
+    found: list[Shape] = []
+    spare: list[Shape] = []
+
+    def shape(layers: int, hidden: int, width: int) -> Shape:
+        all_sizes = {"layers": layers, "intermediate_size": width, "hidden_size": hidden}
+        cut = {
+            axis: all_sizes[axis]
+            for axis in AXES
+            if axis in sizes and all_sizes[axis] < anatomy.size(config, axis)
+        }
+        distance = sum(at(curves.get(axis, ()), size) for axis, size in cut.items())
+        return Shape(cut, costs.of(cut), distance)
+
+    for layers in sizes["layers"]:
+        for hidden in sizes["hidden_size"]:
+            low = shape(layers, hidden, widths[0])
+            if not meets(low.cost):
+                continue
+            best = _widest(
+                len(widths), partial(_fits, meets, partial(shape, layers, hidden), widths)
+            )
+            found.append(shape(layers, hidden, widths[best]))
+            for narrower in (best - max(1, best // 6), best - max(2, best // 3)):
+                if narrower >= 0:
+                    spare.append(shape(layers, hidden, widths[narrower]))
+    found = [one for one in found if one.sizes]
+    if not found:
+        smallest = shape(sizes["layers"][0], sizes["hidden_size"][0], widths[0])
+        raise _Unmet(smallest)
+    found.sort(key=lambda one: (one.distance, one.name))
+    if len(found) < count:
+        names = {one.name for one in found}
+        spare.sort(key=lambda one: (one.distance, one.name))
+        found += [one for one in spare if one.sizes and one.name not in names]
+    return found[:count]
+
+
+def _fits(
+    meets: Callable[[Cost], bool], shape: Callable[[int], Shape], widths: Sequence[int], place: int
+) -> bool:
+    return meets(shape(widths[place]).cost)
+
+
+def _widest(count: int, fits: Callable[[int], bool]) -> int:
+    """The last of ``count`` rising sizes that fits; the first does."""
+    low, high = 0, count - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+class _Unmet(Exception):
+    """No shape meets the budget; carries the smallest."""
+
+    def __init__(self, smallest: Shape) -> None:
+        super().__init__(smallest.name)
+        self.smallest = smallest
+
+
+def proposals(
+    costs: Costs,
+    sizes: Mapping[str, Sequence[int]],
+    curves: Curve,
+    budget: tuple[str, float],
+    whole: Cost,
+    count: int,
+) -> list[Shape]:
+    """`propose` for a budget in shares of the teacher.
+
+    Args:
+        costs: Predicts costs.
+        sizes: Of each axis.
+        curves: Distances along each axis.
+        budget: What is bounded, ``flops``, ``parameters`` or ``bytes``, and its share.
+        whole: What the teacher costs.
+        count: How many to propose.
+
+    Raises:
+        RecipeError: If no shape is within the budget; the nearest is named.
+    """
+    kind, share = budget
+    try:
+        return propose(
+            costs, sizes, curves, lambda cost: getattr(cost.over(whole), kind) <= share, count
+        )
+    except _Unmet as unmet:
+        nearest = unmet.smallest
+        ratio = getattr(nearest.cost.over(whole), kind)
+        raise RecipeError(
+            f"budget.{kind} {share:g}: no shape is that small. The nearest is {nearest.name}, at "
+            f"{ratio:.3g} of the teacher's {kind}. Ask for that or more, or free the sizes that "
+            "`prune` fixes."
+        ) from None
+
+
+def at(curve: Sequence[tuple[int, float]], size: int) -> float:
+    """A curve's distance at a size, between its points by straight lines."""
+    if not curve:
+        return 0.0
+    return float(np.interp(size, [s for s, _ in curve], [d for _, d in curve]))

@@ -1,0 +1,205 @@
+"""Stage ``score``: how well a trial agrees with the teacher, without test rows or labels."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..distill.outputs import TeacherOutputs
+from ..eval.cost import artefact_bytes, artefact_parameters, row_flops
+from ..eval.data import Data
+from ..eval.metrics import score_classes, score_ranking
+from ..eval.models import TextModel, load_model
+from ..eval.tasks import Task, get_task
+from .schema import Recipe
+from .stage_teacher import CHECKPOINT
+from .store import Context, Folder, Stage
+from .task_rows import collection_values, streams
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+REPORT = "score.json"
+UNLABELLED = 2000
+"""Unlabelled training rows that are scored beside the validation rows, at most."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a trial was found to be.
+
+    Attributes:
+        agreement: With the teacher, of each row, 0 to 1, (n,).
+        metric: The task's metric on the labelled validation rows.
+        teacher: The teacher's, on the same rows.
+        flops: Mean forward FLOPs of a row, on the validation rows.
+        parameters: In the checkpoint.
+        bytes: Of its weights on disk.
+    """
+
+    agreement: NDArray[np.float64]
+    metric: float
+    teacher: float
+    flops: float
+    parameters: int
+    bytes: int
+
+    @property
+    def retention(self) -> float | None:
+        """Share of the teacher's metric that is kept, on the validation rows."""
+        return self.metric / self.teacher if self.teacher else None
+
+
+def score_stage(recipe: Recipe, data: Folder, captured: Folder, model: Folder) -> Stage:
+    """Scores one student on validation rows, and on training rows that nobody labelled.
+
+    Agreement of a row is 1 − total variation distance between the classes' probabilities; or, for
+    embeddings, one over the rank that the student gives the teacher's top answer (0 below ten).
+
+    Args:
+        recipe: For task, metric and precision.
+        data: Validation and unlabelled rows.
+        captured: What the teacher said of them.
+        model: The stage with the student.
+    """
+    settings: dict[str, Any] = {
+        "task": recipe.task,
+        "metric": recipe.target.metric,
+        "precision": recipe.capture.precision,
+        "symmetric": recipe.symmetric,
+        "unlabelled": UNLABELLED,
+        "seed": recipe.seed,
+    }
+
+    def work(context: Context) -> None:
+        task = get_task(recipe.task)
+        rows = Data.open(context.inputs["data"])
+        outputs = TeacherOutputs(context.inputs["capture"])
+        student = load_model(context.inputs["model"] / CHECKPOINT, task)
+        parts = _parts(rows, task, recipe.seed)
+        scorer = _classes if task.signal == "class_logits" else _ranking
+        found = scorer(student, rows, task, outputs, parts, settings)
+        texts, pairs = _texts(rows, task, "validation", None)
+        role = "text" if task.signal == "class_logits" else "query"
+        lengths = [len(row["input_ids"]) for row in student.tokenize(texts, pairs, role)]
+        checkpoint = context.inputs["model"] / CHECKPOINT
+        found |= {
+            "flops": float(row_flops(student, lengths).mean()),
+            "parameters": artefact_parameters(checkpoint),
+            "bytes": artefact_bytes(checkpoint),
+        }
+        if student.dense is not None:
+            found["parameters"] += artefact_parameters(checkpoint / "2_Dense")
+            found["bytes"] += artefact_bytes(checkpoint / "2_Dense")
+        (context.out / REPORT).write_text(json.dumps(found), encoding="utf-8")
+
+    inputs = {"data": data, "capture": captured, "model": model}
+    return Stage("score", "stage_score", settings, inputs, work)
+
+
+def _parts(rows: Data, task: Task, seed: int) -> dict[str, NDArray[np.int64] | None]:
+    """Row numbers by split: all of validation, and a sample of unlabelled training rows."""
+    train = rows.split("train")
+    if task.signal == "class_logits":
+        free = np.flatnonzero(np.asarray(train["label"][:]) < 0)
+    else:
+        free = np.flatnonzero([not relevant for relevant in train["relevant"]])
+    some = np.random.default_rng(seed).permutation(free)[:UNLABELLED]
+    return {"validation": None, "train": np.sort(some) if len(some) else np.empty(0, np.int64)}
+
+
+def _texts(
+    rows: Data, task: Task, split: str, index: NDArray[np.int64] | None
+) -> tuple[list[str], list[str] | None]:
+    stream = streams(rows, task)[f"{split}.{'text' if task.signal == 'class_logits' else 'query'}"]
+    every = range(len(stream.texts)) if index is None else index.tolist()
+    return stream.read(every)
+
+
+def _classes(
+    student: TextModel,
+    rows: Data,
+    task: Task,
+    outputs: TeacherOutputs,
+    parts: dict[str, NDArray[np.int64] | None],
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    agreement: list[float] = []
+    values: dict[str, float] = {}
+    for split, index in parts.items():
+        if index is not None and not len(index):
+            continue
+        texts, pairs = _texts(rows, task, split, index)
+        logits = student.predict(texts, pairs, precision=settings["precision"])
+        items = outputs.items(f"{split}.text")
+        teacher = outputs.values(items if index is None else items[index])
+        apart = np.abs(_softmax(logits) - _softmax(teacher)).sum(1) / 2
+        agreement += (1 - apart).tolist()
+        if split == "validation":
+            labels = np.asarray(rows.split(split)["label"][:])
+            known = labels >= 0
+            for side, found in (("metric", logits), ("teacher", teacher)):
+                scores = score_classes(found[known], labels[known])
+                values[side] = scores.value(settings["metric"])
+    return {"agreement": agreement, **values}
+
+
+def _ranking(
+    student: TextModel,
+    rows: Data,
+    task: Task,
+    outputs: TeacherOutputs,
+    parts: dict[str, NDArray[np.int64] | None],
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    teachers = collection_values(outputs)
+    index_of = teachers
+    if settings["symmetric"]:
+        texts = rows.collection()["text"][:]
+        index_of = student.predict(texts, None, "document", precision=settings["precision"])
+    agreement: list[float] = []
+    values: dict[str, float] = {}
+    for split, index in parts.items():
+        if index is not None and not len(index):
+            continue
+        texts, _ = _texts(rows, task, split, index)
+        queries = student.predict(texts, None, "query", precision=settings["precision"])
+        items = outputs.items(f"{split}.query")
+        said = outputs.values(items if index is None else items[index])
+        top = [[int(i)] for i in _top(said, teachers)]
+        scores = score_ranking(queries, index_of, top, [[1]] * len(top))
+        agreement += scores.statistics["mrr@10"][:, 0].tolist()
+        if split == "validation":
+            relevant, grades = rows.split(split)["relevant"][:], rows.split(split)["grades"][:]
+            for side, found, ranked in (
+                ("metric", queries, index_of),
+                ("teacher", said, teachers),
+            ):
+                values[side] = score_ranking(found, ranked, relevant, grades).value(
+                    settings["metric"]
+                )
+    return {"agreement": agreement, **values}
+
+
+def _top(queries: NDArray[np.float32], texts: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The row of the best text of each query, a block at a time."""
+    block = 256
+    parts = [(queries[i : i + block] @ texts.T).argmax(1) for i in range(0, len(queries), block)]
+    return np.concatenate(parts)
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    found: NDArray[np.float64] = shifted / shifted.sum(1, keepdims=True)
+    return found
+
+
+def score_of(folder: Path) -> Score:
+    """What a score stage found."""
+    found = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    found["agreement"] = np.asarray(found["agreement"], dtype=np.float64)
+    return Score(**found)
