@@ -23,33 +23,69 @@ WEIGHTS = ("*.safetensors", "*_Dense/*.safetensors", "model.onnx", "model.onnx.d
 
 
 @dataclass(frozen=True)
-class EncoderShape:
-    """The sizes of an encoder that decide its FLOPs.
+class LayerShape:
+    """The sizes of a transformer's layers that decide its FLOPs.
 
     Attributes:
         layers: Number of layers L.
-        hidden: Hidden size H, which heads × head size equals in these architectures.
+        hidden: Hidden size H.
         intermediate: FFN width F.
+        attention: Query heads × their width A; the hidden size in BERT-like models.
+        keys: Key and value heads × their width K.
+        gated: Whether the FFN has a gate beside the way up.
+        pooled: Whether an H × H map stands before the classes, which one vector a row goes through;
+            else every token is classified.
     """
 
     layers: int
     hidden: int
     intermediate: int
+    attention: int
+    keys: int
+    gated: bool = False
+    pooled: bool = True
 
     def flops(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-        """FLOPs of all layers for rows of T tokens: L (T (8 H² + 4 H F) + 4 T² H)."""
-        per_token = 8 * self.hidden**2 + 4 * self.hidden * self.intermediate
-        return self.layers * (lengths * per_token + 4 * lengths**2 * self.hidden)
+        """FLOPs of all layers for rows of T tokens.
+
+        L (T (4 H A + 4 H K + (4 or 6) H F) + 4 T² A): attention counts as the full square, causal
+        or not.
+        """
+        projections = 4 * self.hidden * (self.attention + self.keys)
+        ffn = (6 if self.gated else 4) * self.hidden * self.intermediate
+        return self.layers * (lengths * (projections + ffn) + 4 * lengths**2 * self.attention)
 
 
-def _bert(config: Any) -> EncoderShape:
-    return EncoderShape(config.num_hidden_layers, config.hidden_size, config.intermediate_size)
+def _bert(config: Any) -> LayerShape:
+    hidden = config.hidden_size
+    return LayerShape(config.num_hidden_layers, hidden, config.intermediate_size, hidden, hidden)
 
 
-ARCHITECTURES: dict[str, Callable[[Any], EncoderShape]] = {
+def _llama(config: Any) -> LayerShape:
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return LayerShape(
+        config.num_hidden_layers,
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_attention_heads * width,
+        (config.num_key_value_heads or config.num_attention_heads) * width,
+        gated=True,
+        pooled=False,
+    )
+
+
+ARCHITECTURES: dict[str, Callable[[Any], LayerShape]] = {
     "bert": _bert,
     "roberta": _bert,
-    "distilbert": lambda config: EncoderShape(config.n_layers, config.dim, config.hidden_dim),
+    "xlm-roberta": _bert,
+    "distilbert": lambda config: LayerShape(
+        config.n_layers, config.dim, config.hidden_dim, config.dim, config.dim
+    ),
+    "llama": _llama,
+    "mistral": _llama,
+    "qwen2": _llama,
+    "qwen3": _llama,
+    "gemma3_text": _llama,
 }
 """Architectures whose FLOPs are known by formula; others are counted by `count_flops`."""
 
@@ -68,7 +104,7 @@ def flops_per_example(
     is not counted.
 
     Args:
-        config: A transformers config of type bert, roberta or distilbert.
+        config: A transformers config of one of `ARCHITECTURES`.
         lengths: Tokens of each row, specials included, (n,).
         head: ``embedding`` or ``class_logits``.
         num_labels: Number of classes, for ``class_logits``; the config's if 0.
@@ -86,12 +122,12 @@ def flops_per_example(
             f"{', '.join(sorted(ARCHITECTURES))}); count them with `row_flops`."
         )
     shape = ARCHITECTURES[config.model_type](config)
-    flops = shape.flops(np.asarray(lengths, dtype=np.int64))
+    sizes = np.asarray(lengths, dtype=np.int64)
+    flops = shape.flops(sizes)
     if head == "class_logits":
-        # Before the classes all three have an H × H map: BERT's pooler, RoBERTa's `dense` and
-        # DistilBERT's `pre_classifier`.
-        classes = int(num_labels or config.num_labels)
-        return flops + 2 * shape.hidden**2 + 2 * shape.hidden * classes
+        classes = 2 * shape.hidden * int(num_labels or config.num_labels)
+        # BERT's pooler, RoBERTa's `dense`, DistilBERT's `pre_classifier`
+        return flops + (2 * shape.hidden**2 + classes if shape.pooled else sizes * classes)
     return flops + (2 * shape.hidden * dense if dense else 0)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..eval.errors import RecipeError
 from .anatomy import Anatomy
+from .surgery import EXPERT_STEP
 
 LARGE = 100_000_000
 """Parameters from which on widths are multiples of 64 and not of 8."""
@@ -140,7 +141,7 @@ def _hidden_step(anatomy: Anatomy, config: Any, asked: Mapping[str, Any], multip
         return anatomy.head_dim(config)
     if anatomy.attention.divides:
         return math.lcm(multiple, int(asked.get("attention_heads") or anatomy.heads(config)))
-    return multiple
+    return math.lcm(multiple, EXPERT_STEP) if "experts" in anatomy.axes else multiple
 
 
 def _check_heads(anatomy: Anatomy, config: Any, sizes: Sizes) -> None:

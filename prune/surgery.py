@@ -22,6 +22,8 @@ IndexMap = dict[str, Any]
 """What was kept: a `Cut` as a dict, lists in it; an axis that was not cut is absent."""
 
 Indices = Sequence[int]
+EXPERT_STEP = 8
+"""Rows of 16 bytes, in 16-bit numbers too."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,12 @@ class Plan:
                         "(scale_attn_by_inverse_layer_idx), so its layers cannot be renumbered."
                     )
             found.append(list(range(size)) if given is None else list(given))
+        if len(found) > 1 and len(found[1]) > len(found[0]):
+            raise RecipeError(
+                f"A {self.anatomy.model_type} cannot have more decoder layers ({len(found[1])}) "
+                f"than encoder layers ({len(found[0])}): transformers sizes the decoder's cache by "
+                "the encoder. Cut `decoder_layers` too."
+            )
         if len(self.anatomy.stacks) == 1 and self.what.decoder_layers is not None:
             self.anatomy.field("decoder_layers")
         return found
@@ -245,6 +253,11 @@ class Plan:
                 f"A {anatomy.model_type}'s heads are as wide as hidden size ÷ heads: with heads of "
                 f"{self.head_dim}, {size} hidden channels go with {size / self.head_dim:g} heads, "
                 f"and {heads} are kept."
+            )
+        if self.what.hidden is not None and "experts" in anatomy.axes and size % EXPERT_STEP:
+            raise RunError(
+                f"The hidden size of a {anatomy.model_type} must be a multiple of {EXPERT_STEP}: "
+                f"torch multiplies the experts' matrices together and asks for that; got {size}."
             )
         if anatomy.attention.divides and size % heads:
             raise RunError(

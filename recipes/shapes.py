@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..eval.cost import row_flops
+from ..eval.cost import ARCHITECTURES, flops_per_example, row_flops
 from ..eval.errors import RecipeError
 from ..eval.models import TextModel
 from ..prune.anatomy import Anatomy, anatomy_of
@@ -80,30 +80,68 @@ class Costs:
     def __init__(self, model: TextModel, lengths: NDArray[np.int64]) -> None:
         self.model, self.lengths = model, lengths
         self.anatomy: Anatomy = anatomy_of(model.config)
+        self.hidden = self.anatomy.size(model.config, "hidden_size")
+        self._tensors = self._dimensions()
 
     def of(self, sizes: Mapping[str, int]) -> Cost:
         """The cost of a shape."""
+        config = self._config(sizes)
+        width = None
+        if self.model.signal == "embedding":
+            if self.model.dense is not None:
+                width = int(self.model.dense.out_features)
+            elif sizes.get("hidden_size", self.hidden) < self.hidden:
+                width = self.hidden  # a map back into the teacher's space comes with the cut
+        parameters = self._parameters(sizes)
+        if width is not None:
+            bias = self.model.dense is None or self.model.dense.bias is not None
+            parameters += (sizes.get("hidden_size", self.hidden) + bias) * width
+        each = self.model.backbone.dtype.itemsize
+        return Cost(
+            float(self._flops(config, width).mean()), float(parameters), float(parameters * each)
+        )
+
+    def _flops(self, config: Any, width: int | None) -> NDArray[np.int64]:
+        if config.model_type in ARCHITECTURES:
+            return flops_per_example(config, self.lengths, self.model.signal, dense=width)
         import torch
 
-        config = self._config(sizes)
-        with torch.device("meta"):
-            make: Any = type(self.model.backbone)._from_config
-            backbone = make(config, dtype=self.model.backbone.dtype)
-            dense = self.model.dense
-            hidden = self.anatomy.size(config, "hidden_size")
-            whole = self.anatomy.size(self.model.config, "hidden_size")
-            if self.model.signal == "embedding" and (dense is not None or hidden < whole):
-                width = dense.out_features if dense is not None else whole
-                dense = torch.nn.Linear(hidden, width)
-        small = TextModel(
-            backbone, self.model.tokenizer, self.model.signal, self.model.encoding, dense
-        )
-        parameters = sum(p.numel() for p in small.parameters())
-        return Cost(
-            float(row_flops(small, self.lengths).mean()),
-            float(parameters),
-            float(parameters * torch.empty(0, dtype=backbone.dtype).element_size()),
-        )
+        make: Any = type(self.model.backbone)._from_config
+        dense = None if width is None else torch.nn.Linear(config.hidden_size, width)
+        old = self.model
+        small = TextModel(make(config), old.tokenizer, old.signal, old.encoding, dense)
+        return row_flops(small, self.lengths)
+
+    def _dimensions(self) -> list[tuple[int | None, tuple[int, ...], tuple[str, ...]]]:
+        """Of each parameter: its layer, its shape, and what its dimensions are."""
+        backbone, anatomy = self.model.backbone, self.anatomy
+        prefix = f"{backbone.base_model_prefix}."
+        found: list[tuple[int | None, tuple[int, ...], tuple[str, ...]]] = []
+        for name, parameter in backbone.named_parameters():
+            inside, layer = name.removeprefix(prefix), None
+            dims = anatomy.tensors.get(inside)
+            stack = anatomy.stacks[0]
+            if inside.startswith(f"{stack.path}."):
+                number, _, rest = inside.removeprefix(f"{stack.path}.").partition(".")
+                layer, dims = int(number), stack.tensors.get(rest)
+            found.append((layer, tuple(parameter.shape), dims or ("fixed",) * parameter.dim()))
+        return found
+
+    def _parameters(self, sizes: Mapping[str, int]) -> int:
+        whole = self.anatomy.sizes(self.model.config)
+        layers = sizes.get("layers", whole["layers"])
+        share = {"hidden": sizes.get("hidden_size", self.hidden) / self.hidden}
+        if "intermediate_size" in sizes:
+            share["ffn"] = sizes["intermediate_size"] / whole["intermediate_size"]
+            share["gate_up"] = share["ffn"]
+        if self.anatomy.attention.head_dim is None:  # heads go with the hidden size
+            share |= dict.fromkeys(("heads", "kv_heads", "qkv", "head"), share["hidden"])
+        total = 0
+        for layer, shape, dims in self._tensors:
+            if layer is None or layer < layers:
+                pairs = zip(shape, dims, strict=True)
+                total += int(np.prod([round(n * share.get(kind, 1.0)) for n, kind in pairs]))
+        return total
 
     def _config(self, sizes: Mapping[str, int]) -> Any:
         config = copy.deepcopy(self.model.config)

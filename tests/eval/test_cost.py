@@ -32,12 +32,15 @@ from paredown.eval.models import TextModel
 from paredown.eval.tasks import Signal
 
 VOCABULARY = 40
+DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 
 
 def config_of(kind: str, layers: int, heads: int, intermediate: int, classes: int) -> Any:
     """A tiny config; distilbert names its sizes otherwise."""
     names = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": 8 * heads}
     names["intermediate_size"] = intermediate
+    if kind in DECODERS:
+        names |= {"num_key_value_heads": 1, "head_dim": 6, "pad_token_id": 1}
     if kind == "distilbert":
         names = {"n_layers": layers, "n_heads": heads, "dim": 8 * heads, "hidden_dim": intermediate}
     return AutoConfig.for_model(
@@ -59,9 +62,9 @@ def tiny(config: Any, signal: Signal, dense: int | None = None, pooling: Any = "
     return TextModel(auto.from_config(config), tokenizer, signal, encoding, layer).eval()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
-    kind=st.sampled_from(["bert", "roberta", "distilbert"]),
+    kind=st.sampled_from(["bert", "roberta", "xlm-roberta", "distilbert", *DECODERS]),
     layers=st.integers(1, 3),
     heads=st.integers(1, 3),
     intermediate=st.integers(1, 40),

@@ -223,10 +223,21 @@ def test_a_hidden_size_that_the_heads_do_not_divide_is_refused(kind: str) -> Non
         cut_backbone(make(kind), Cut(hidden=list(range(30))))
 
 
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_a_hidden_size_that_grouped_products_refuse_is_refused(kind: str) -> None:
+    with pytest.raises(RunError, match="multiple of 8"):
+        cut_backbone(make(kind), Cut(hidden=list(range(12))))
+
+
 @pytest.mark.parametrize("kind", ["modernbert", "t5"])
 def test_a_first_layer_with_a_duty_stays(kind: str) -> None:
     with pytest.raises(RecipeError, match=r"first layer of a .* must stay"):
         cut_backbone(make(kind), Cut(layers=[1, 2]))
+
+
+def test_a_t5_cannot_decode_deeper_than_it_encodes() -> None:
+    with pytest.raises(RecipeError, match=r"more decoder layers \(2\) than encoder layers \(1\)"):
+        cut_backbone(make("t5"), Cut(layers=[0]))
 
 
 def test_the_heads_of_a_t5_are_the_same_in_all_layers() -> None:

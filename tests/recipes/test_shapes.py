@@ -55,7 +55,7 @@ def test_the_grid_ends_with_the_whole_sizes(model: TextModel) -> None:
     ],
 )
 def test_the_predicted_cost_is_the_cut_models(model: TextModel, sizes: dict[str, int]) -> None:
-    texts = [f"how do I open file {i}" for i in range(20)]
+    texts = [f"{a} {b} {c}" for a in ("open", "sort") for b in ("a", "the") for c in ("file", "x")]
     small = prune_model(model, texts, compensate=False, **sizes).model if sizes else model  # type: ignore[arg-type]
     predicted = Costs(model, LENGTHS).of(sizes)
     assert predicted.parameters == sum(p.numel() for p in small.parameters())
