@@ -2,6 +2,7 @@
 
 from .anatomy import AXES, Anatomy, anatomy_of
 from .architectures import ANATOMIES
+from .criteria import CRITERIA, Criterion, axis_importance, register_criterion
 from .pruning import Pruned, prune_model
 from .surgery import Cut, IndexMap, cut, cut_backbone
 from .vocabulary import PrunedVocabulary, TokenizationChange, prune_vocabulary, tokenization_change
@@ -9,16 +10,20 @@ from .vocabulary import PrunedVocabulary, TokenizationChange, prune_vocabulary, 
 __all__ = [
     "ANATOMIES",
     "AXES",
+    "CRITERIA",
     "Anatomy",
+    "Criterion",
     "Cut",
     "IndexMap",
     "Pruned",
     "PrunedVocabulary",
     "TokenizationChange",
     "anatomy_of",
+    "axis_importance",
     "cut",
     "cut_backbone",
     "prune_model",
     "prune_vocabulary",
+    "register_criterion",
     "tokenization_change",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,7 +83,13 @@ def _note(seen: dict[str, Any], name: str) -> Any:
     return hook
 
 
-def choose(model: TextModel, anatomy: Anatomy, states: States, sizes: Sizes) -> Cut:
+def choose(
+    model: TextModel,
+    anatomy: Anatomy,
+    states: States,
+    sizes: Sizes,
+    scores: Mapping[str, Sequence[NDArray[np.float64]]],
+) -> Cut:
     """Chooses heads, hidden channels and experts of every layer.
 
     Args:
@@ -91,18 +97,27 @@ def choose(model: TextModel, anatomy: Anatomy, states: States, sizes: Sizes) -> 
         anatomy: Of its architecture.
         states: Of the calibration rows.
         sizes: How many to keep.
+        scores: Of axes that a criterion decides, the highest being kept; else what can best be
+            written by what stays.
     """
     config = model.config
     every, groups, width = anatomy.heads(config), anatomy.kv_heads(config), anatomy.head_dim(config)
     share = every // groups
-    hidden = None if sizes.hidden_size is None else choose_hidden(states, sizes.hidden_size)
+    hidden = None
+    if sizes.hidden_size is not None and "hidden_size" in scores:
+        hidden = choose_by_score(scores["hidden_size"][0], sizes.hidden_size)
+    elif sizes.hidden_size is not None:
+        hidden = choose_hidden(states, sizes.hidden_size)
     count = sizes.attention_heads
     if sizes.hidden_size is not None and anatomy.attention.head_dim is None:
         count = sizes.hidden_size // width  # heads go with the hidden size
     kv = None
     if sizes.kv_heads is not None:
         sides = [range(g * share, (g + 1) * share) for g in range(groups)]
-        kv = [choose_groups(m, width, sides, sizes.kv_heads) for m in states.heads]
+        if "kv_heads" in scores:
+            kv = [choose_by_score(one, sizes.kv_heads) for one in scores["kv_heads"]]
+        else:
+            kv = [choose_groups(m, width, sides, sizes.kv_heads) for m in states.heads]
     heads = None
     if count is not None:
         heads = []
@@ -113,12 +128,22 @@ def choose(model: TextModel, anatomy: Anatomy, states: States, sizes: Sizes) -> 
                 stay = set(range(groups) if kv is None else kv[number])
                 parts = [range(g * share, (g + 1) * share) for g in range(groups)]
                 keep = [count // len(stay) if g in stay else 0 for g in range(groups)]
-            heads.append(choose_heads(moments, width, parts, keep))
+            if "attention_heads" in scores:
+                said = scores["attention_heads"][number]
+                kept = [
+                    part[i]
+                    for part, some in zip(parts, keep, strict=True)
+                    for i in choose_by_score(said[list(part)], some)
+                ]
+                heads.append(sorted(kept))
+            else:
+                heads.append(choose_heads(moments, width, parts, keep))
     experts = None
     if sizes.experts is not None:
+        said_of = scores.get("experts", states.experts)
         experts = [
-            [] if share is None else choose_by_score(share, sizes.experts)
-            for share in states.experts
+            choose_by_score(share, sizes.experts) if share is not None and len(share) else []
+            for share in said_of
         ]
     return Cut(hidden=hidden, heads=heads, kv_heads=kv, experts=experts)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..eval.models import TextModel
@@ -41,6 +42,7 @@ def fit(
     compensate: bool,
     narrowed: TextModel | None = None,
     hidden: Sequence[int] | None = None,
+    scores: Sequence[NDArray[np.float64]] | None = None,
 ) -> tuple[TextModel, list[list[int]] | None]:
     """Chooses the FFN channels of the kept layers, and fits the kept layers to the cut.
 
@@ -54,6 +56,7 @@ def fit(
             weight of a kept channel is changed.
         narrowed: The original with other axes cut, to go on from; the original itself if None.
         hidden: Channels of the residual stream that it has kept, or None for all.
+        scores: Of the FFN channels of each layer of the original; the highest are kept.
 
     Returns:
         A model of the narrowed one's shape, ready for `surgery.cut`: with the other layers skipped
@@ -69,7 +72,10 @@ def fit(
             walk.take_norm(number, end)
         equal = equal and end == number
         moments = walk.moments(number, range(begin, end + 1) if compensate else None)
-        keep = walk.choose(number, moments, width, fitted=compensate)
+        if scores is not None and width is not None:
+            keep = choose_by_score(scores[number], width)
+        else:
+            keep = walk.choose(number, moments, width, fitted=compensate)
         if compensate and not (equal and width is None):
             walk.fit(number, moments, keep)
         else:

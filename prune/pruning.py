@@ -14,7 +14,8 @@ from .anatomy import Anatomy, anatomy_of
 from .calibration import LayerRunner, batches_of, distance, only_layers, sample_rows, signals
 from .choices import States, choose
 from .compensation import fit, unfitted
-from .importance import layer_importance, rank_layers
+from .criteria import Loss, axis_importance
+from .importance import choose_by_score, layer_importance, rank_layers
 from .narrowing import narrow, narrow_and_fit
 from .rotation import can_rotate, principal_basis, rotate
 from .sizes import Sizes, checked_sizes
@@ -64,6 +65,8 @@ def prune_model(
     experts: int | None = None,
     vocabulary: Literal["task"] | None = None,
     vocabulary_texts: Iterable[str] | None = None,
+    importance: str | None = None,
+    loss: Loss | None = None,
     compensate: bool = True,
     calibration_rows: int = 1024,
     round_to: int | None = None,
@@ -86,6 +89,9 @@ def prune_model(
         experts: To keep of each layer that has some; None for all.
         vocabulary: ``task`` to keep the tokens that ``vocabulary_texts`` use; None for all.
         vocabulary_texts: Streamed; the calibration's texts if None.
+        importance: A criterion of `criteria.CRITERIA` that chooses what is kept; None for what can
+            best be written by what stays.
+        loss: For the criteria that ask one.
         compensate: Whether what remains is fitted to what was cut.
         calibration_rows: Rows to fit on, at most.
         round_to: FFN and hidden width are rounded to a multiple of this; None for 8, or 64 for
@@ -107,6 +113,8 @@ def prune_model(
         "experts": experts,
     }
     sizes = checked_sizes(anatomy, model.config, parameters, asked, round_to)
+    if importance is not None and not sizes.any:
+        raise RecipeError("`prune.importance` chooses what is kept, and no size is cut.")
     if not sizes.any and vocabulary is None:
         raise RecipeError(f"Nothing to cut: give `prune.{'`, `prune.'.join(anatomy.axes)}`.")
     before = anatomy.sizes(model.config)
@@ -114,7 +122,7 @@ def prune_model(
     source, what = model, Cut()
     if sizes.any:
         rows, held = sample_rows(model, texts, pairs, roles, calibration_rows, seed)
-        calibrated = _Calibrated(model, anatomy, rows, held, precision)
+        calibrated = _Calibrated(model, anatomy, rows, held, precision, importance, loss)
         source, what = calibrated.prune(sizes, compensate, facts)
     smaller: PrunedVocabulary | None = None
     if vocabulary is not None:
@@ -165,8 +173,16 @@ class _Calibrated:
     """A model with the rows that cuts of it are chosen, fitted and measured on."""
 
     def __init__(
-        self, model: TextModel, anatomy: Anatomy, rows: list[Row], held: list[Row], precision: str
+        self,
+        model: TextModel,
+        anatomy: Anatomy,
+        rows: list[Row],
+        held: list[Row],
+        precision: str,
+        criterion: str | None,
+        loss: Loss | None,
     ) -> None:
+        self.criterion, self.loss = criterion, loss
         self.model, self.anatomy, self.precision = model, anatomy, precision
         self.rows = rows
         self.held_rows = len(held)
@@ -197,6 +213,7 @@ class _Calibrated:
                 compensate=compensate,
                 narrowed=narrowed,
                 hidden=what.hidden,
+                scores=None if width is None else self.scores("intermediate_size"),
             )
         unfit = unfitted(plain or self.model, self.anatomy, kept, channels)
         found: dict[str, Any] = {"measure": _MEASURES[self.model.signal]}
@@ -234,18 +251,40 @@ class _Calibrated:
             return None, None, Cut()
         layers = list(self.anatomy.layers_of(self.model.backbone))
         states = States(self.runner(), layers, self.anatomy)
-        if sizes.hidden_size is not None and can_rotate(self.model, self.anatomy):
+        scores = self.all_scores(sizes)
+        turn = self.criterion is None and can_rotate(self.model, self.anatomy)
+        if sizes.hidden_size is not None and turn:
             basis = principal_basis(states.hidden)
             self.model = rotate(copy.deepcopy(self.model), self.anatomy, basis)
             self._runner = None
-            what = choose(self.model, self.anatomy, states, sizes)
+            what = choose(self.model, self.anatomy, states, sizes, scores)
             what = dataclasses.replace(what, hidden=list(range(sizes.hidden_size)))
         else:
-            what = choose(self.model, self.anatomy, states, sizes)
+            what = choose(self.model, self.anatomy, states, sizes, scores)
         plain = narrow(self.model, what)
         if not compensate:
             return plain, plain, what
         return narrow_and_fit(self.model, self.anatomy, what, self.runner()), plain, what
+
+    def scores(self, axis: str, rows: int | None = None) -> list[Any] | None:
+        """What the criterion says of an axis; None without one."""
+        if self.criterion is None:
+            return None
+        batches = batches_of(self.model, self.rows[:rows])
+        return axis_importance(
+            self.model, axis, batches, self.criterion, loss=self.loss, precision=self.precision
+        )
+
+    def all_scores(self, sizes: Sizes) -> dict[str, list[Any]]:
+        """What the criterion says of heads, hidden channels and experts that are cut."""
+        if self.criterion is None:
+            return {}
+        axes = [a for a in ("attention_heads", "kv_heads", "experts") if getattr(sizes, a)]
+        if sizes.hidden_size is not None:
+            axes.append("hidden_size")
+            tied = self.anatomy.attention.head_dim is None
+            axes += ["attention_heads"] if tied else []
+        return {axis: self.scores(axis) or [] for axis in axes}
 
     def layers(self, wanted: int | list[int], compensate: bool, facts: dict[str, Any]) -> list[int]:
         """The layers to keep: those named, or those nearest to the whole model once fitted."""
@@ -254,6 +293,9 @@ class _Calibrated:
         facts["layers"] = {"importance": [scores[i] for i in sorted(scores)]}
         if not isinstance(wanted, int):
             return wanted
+        if (said := self.scores("layers", LAYER_ROWS)) is not None:
+            facts["layers"]["importance"] = [float(score) for score in said[0]]
+            return choose_by_score(said[0], wanted)
         ranked = rank_layers(self.model, self.anatomy, batches, self.precision, wanted)
         tried: list[dict[str, Any]] = [
             {"layers": list(kept), "as_cut": score} for score, kept in ranked[:CANDIDATES]

@@ -125,6 +125,8 @@ def _prune(prune: Prune, searched: bool) -> Iterator[Problem]:
             ("prune",),
             "cuts nothing: give layers, intermediate_size, vocabulary or another axis, or drop it.",
         )
+    if prune.importance is not None and not prune.sizes and not searched:
+        yield Problem(("prune", "importance"), "chooses what is kept, and no size is cut.")
     if isinstance(prune.layers, list) and len(set(prune.layers)) < len(prune.layers):
         yield Problem(("prune", "layers"), f"a layer is named twice in {prune.layers}.")
     widths = {"intermediate_size", "hidden_size"} & set(prune.sizes)

@@ -25,6 +25,7 @@ def unknown_names(recipe: Recipe) -> list[Problem]:
         *_losses(recipe, task),
         *_metrics(recipe, task),
         *_formats(recipe, task),
+        *_criterion(recipe),
         *_arguments(recipe),
     ]
 
@@ -116,6 +117,24 @@ def _formats(recipe: Recipe, task: Task) -> Iterator[Problem]:
             get_format(name, task)
         except RecipeError as error:
             yield Problem(("export",), str(error))
+
+
+def _criterion(recipe: Recipe) -> Iterator[Problem]:
+    asked = recipe.prune.importance if recipe.prune else None
+    if asked is None or recipe.prune is None:
+        return
+    from ..prune.criteria import CRITERIA
+
+    path = ("prune", "importance")
+    if asked not in CRITERIA:
+        known = f"Known criteria: {', '.join(CRITERIA)}."
+        yield Problem(path, f"unknown criterion '{asked}'.{nearest(asked, CRITERIA)} {known}")
+        return
+    for axis, size in recipe.prune.sizes.items():
+        named = axis == "layers" and isinstance(size, list)
+        if not named and axis not in CRITERIA[asked].axes:
+            can = [name for name, other in CRITERIA.items() if axis in other.axes]
+            yield Problem(path, f"'{asked}' does not score {axis}; {', '.join(can)} can.")
 
 
 def _arguments(recipe: Recipe) -> Iterator[Problem]:

@@ -146,6 +146,11 @@ class Prune(Section):
     vocabulary: Literal["task"] | None = Field(
         None, description="task keeps the tokens that occur in the training texts."
     )
+    importance: str | None = Field(
+        None,
+        description="Criterion that chooses what is kept: magnitude, activation, wanda, taylor, "
+        "block_influence, ablation; null for what least squares can best make up for.",
+    )
     compensate: bool = Field(
         True, description="Fit what remains to what was cut, on calibration rows."
     )

@@ -117,6 +117,8 @@ def _cut(
         **prune.sizes,
         vocabulary=prune.vocabulary,
         vocabulary_texts=_every(found),
+        importance=prune.importance,
+        loss=_loss() if prune.importance else None,
         compensate=prune.compensate,
         calibration_rows=prune.calibration_rows,
         round_to=prune.round_to,
@@ -124,6 +126,26 @@ def _cut(
         precision=recipe.capture.precision,
     )
     return pruned.model, {"index_map": pruned.index_map, **pruned.facts}
+
+
+def _loss() -> Any:
+    """A loss without labels whose gradient says what the model's answers hang on.
+
+    For classes, cross-entropy with the model's own choice. For embeddings, their product with
+    random directions: the squared gradient is then the Fisher information of a squared error.
+    """
+    draw = torch.Generator().manual_seed(0)
+
+    def loss(model: TextModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        values = model(**batch).values.float()
+        if model.signal == "class_logits":
+            found = torch.nn.functional.cross_entropy(values, values.detach().argmax(-1))
+        else:
+            directions = torch.randn(values.shape, generator=draw).to(values.device)
+            found = (values * directions).sum(-1).mean()
+        return found
+
+    return loss
 
 
 def sample(chosen: list[Stream], rows: int, seed: int) -> list[tuple[str, str | None, str]]:

@@ -16,10 +16,11 @@ from paredown.eval.encoding import Encoding
 from paredown.eval.errors import RecipeError
 from paredown.eval.models import TextModel
 from paredown.eval.tasks import get_task
-from paredown.prune import prune_model
+from paredown.prune import axis_importance, prune_model
 from paredown.prune.anatomy import anatomy_of
-from paredown.prune.calibration import LayerRunner, batches_of
+from paredown.prune.calibration import LayerRunner, batches_of, sample_rows
 from paredown.prune.choices import States, choose_heads
+from paredown.prune.importance import choose_by_score
 from paredown.prune.least_squares import Moments
 from paredown.prune.rotation import can_rotate, principal_basis, rotate
 
@@ -192,3 +193,27 @@ def test_heads_are_rounded_with_the_hidden_size(tokenizer: PreTrainedTokenizerFa
     assert pruned.model.config.hidden_size == 24
     assert pruned.model.config.num_attention_heads == 3
     assert pruned.facts["rounded"]["hidden_size"] == {"asked": 21, "used": 24, "multiple_of": 8}
+
+
+@pytest.mark.parametrize("name", ["magnitude", "activation", "wanda", "taylor"])
+@pytest.mark.parametrize("kind", ["bert", "qwen3"])
+def test_a_criterion_chooses_what_is_kept(
+    name: str, kind: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = text_model(kind, tokenizer)
+    anatomy = anatomy_of(model.config)
+
+    def loss(model: TextModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return model(**batch).values[:, :4].sum()
+
+    sizes = {"intermediate_size": 16, "hidden_size": 16}
+    sizes |= {"kv_heads": 1} if kind == "qwen3" else {}
+    pruned = prune_model(model, TEXTS, importance=name, loss=loss, **sizes)  # type: ignore[arg-type]
+    rows, _ = sample_rows(model, TEXTS, None, None, 1024, 0)
+    batches = batches_of(model, rows)
+    said = axis_importance(model, "intermediate_size", batches, name, loss=loss)
+    best = [choose_by_score(one, 16) for one in said]
+    assert pruned.index_map["channels"] == best
+    (hidden,) = axis_importance(model, "hidden_size", batches, name, loss=loss)
+    assert pruned.index_map["hidden"] == choose_by_score(hidden, 16)
+    assert anatomy.size(pruned.model.config, "hidden_size") == 16
