@@ -23,7 +23,7 @@ from .shapes import Cost, Costs, Shape, grid, proposals
 from .stage_distill import distill_stage
 from .stage_importance import curves_of, importance_stage
 from .stage_prune import prune_stage
-from .stage_score import Score, score_of, score_stage
+from .stage_score import Score, score_of, score_stage, texts_of
 from .stage_teacher import CHECKPOINT, teacher_checkpoint
 from .store import Folder, Store
 from .task_rows import streams, training_streams
@@ -141,6 +141,10 @@ class Search:
         whole = load_model(checkpoint, task, **_options(self.recipe))
         before = whole.tokenize(some, pairs, stream.role)
         teacher = Costs(whole, _lengths(before)).of({})
+        # trials are scored on validation rows, whose texts may be longer or shorter
+        words, others = texts_of(rows, task, "validation", None)
+        role = "text" if task.signal == "class_logits" else "query"
+        self.scored = Costs(whole, _lengths(whole.tokenize(words, others, role))).of({})
         costs = Costs(model, _lengths(tokens))
         step = self.prune.round_to or (64 if teacher.parameters > 100_000_000 else 8)
         sizes = grid(costs.anatomy, model.config, self.fixed, step)
@@ -218,7 +222,7 @@ class Search:
                     "name": trial.shape.name,
                     "sizes": trial.shape.sizes,
                     "predicted": vars(trial.shape.cost.over(whole)),
-                    "measured": vars(measured.over(whole)),
+                    "measured": vars(measured.over(self.scored)),
                     "agreement": [float(s.agreement.mean()) for s in trial.scores],
                     "metric": [s.metric for s in trial.scores],
                     "retention": [

@@ -83,7 +83,7 @@ def score_stage(recipe: Recipe, data: Folder, captured: Folder, model: Folder) -
         parts = _parts(rows, task, recipe.seed)
         scorer = _classes if task.signal == "class_logits" else _ranking
         found = scorer(student, rows, task, outputs, parts, settings)
-        texts, pairs = _texts(rows, task, "validation", None)
+        texts, pairs = texts_of(rows, task, "validation", None)
         role = "text" if task.signal == "class_logits" else "query"
         lengths = [len(row["input_ids"]) for row in student.tokenize(texts, pairs, role)]
         checkpoint = context.inputs["model"] / CHECKPOINT
@@ -112,9 +112,10 @@ def _parts(rows: Data, task: Task, seed: int) -> dict[str, NDArray[np.int64] | N
     return {"validation": None, "train": np.sort(some) if len(some) else np.empty(0, np.int64)}
 
 
-def _texts(
+def texts_of(
     rows: Data, task: Task, split: str, index: NDArray[np.int64] | None
 ) -> tuple[list[str], list[str] | None]:
+    """Texts, or queries, of a split, and their second texts: those of some rows, or all."""
     stream = streams(rows, task)[f"{split}.{'text' if task.signal == 'class_logits' else 'query'}"]
     every = range(len(stream.texts)) if index is None else index.tolist()
     return stream.read(every)
@@ -133,7 +134,7 @@ def _classes(
     for split, index in parts.items():
         if index is not None and not len(index):
             continue
-        texts, pairs = _texts(rows, task, split, index)
+        texts, pairs = texts_of(rows, task, split, index)
         logits = student.predict(texts, pairs, precision=settings["precision"])
         items = outputs.items(f"{split}.text")
         teacher = outputs.values(items if index is None else items[index])
@@ -166,7 +167,7 @@ def _ranking(
     for split, index in parts.items():
         if index is not None and not len(index):
             continue
-        texts, _ = _texts(rows, task, split, index)
+        texts, _ = texts_of(rows, task, split, index)
         queries = student.predict(texts, None, "query", precision=settings["precision"])
         items = outputs.items(f"{split}.query")
         said = outputs.values(items if index is None else items[index])
