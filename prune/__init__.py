@@ -3,6 +3,7 @@
 from .anatomy import AXES, Anatomy, anatomy_of
 from .architectures import ANATOMIES
 from .criteria import CRITERIA, Criterion, axis_importance, register_criterion
+from .masks import Pattern, mask_model, pattern_of
 from .pruning import Pruned, prune_model
 from .surgery import Cut, IndexMap, cut, cut_backbone
 from .vocabulary import PrunedVocabulary, TokenizationChange, prune_vocabulary, tokenization_change
@@ -15,6 +16,7 @@ __all__ = [
     "Criterion",
     "Cut",
     "IndexMap",
+    "Pattern",
     "Pruned",
     "PrunedVocabulary",
     "TokenizationChange",
@@ -22,6 +24,8 @@ __all__ = [
     "axis_importance",
     "cut",
     "cut_backbone",
+    "mask_model",
+    "pattern_of",
     "prune_model",
     "prune_vocabulary",
     "register_criterion",
