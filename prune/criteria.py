@@ -13,7 +13,7 @@ criterion             score of an index                             source
 
 All stream over calibration batches: memory is that of one batch and of the scores. ``taylor`` and
 ``ablation`` ask a loss that is handed in. Without a criterion, `prune_model` chooses by how well
-least squares can make up for what goes, which docs/lab-notes.md found better.
+least squares can make up for what goes.
 """
 
 from __future__ import annotations

@@ -78,10 +78,13 @@ def rank_layers(
     keep = list(range(len(anatomy.layers_of(model.backbone))))
     while math.comb(len(keep), count) > SUBSETS and len(keep) > count + 1:
         scores = layer_importance(model, anatomy, batches, precision, keep)
-        keep.remove(min(scores, key=lambda layer: (scores[layer], layer)))
+        free = keep[1:] if anatomy.first_layer else keep
+        keep.remove(min(free, key=lambda layer: (scores[layer], layer)))
     reference = signals(model, batches, precision)
     found = []
     for kept in itertools.combinations(keep, count):
+        if anatomy.first_layer and kept[0] != 0:
+            continue  # no stock checkpoint goes without it
         removed = tuple(i for i in keep if i not in kept)
         found.append(
             (

@@ -215,10 +215,13 @@ class _Calibrated:
                 hidden=what.hidden,
                 scores=None if width is None else self.scores("intermediate_size"),
             )
-        unfit = unfitted(plain or self.model, self.anatomy, kept, channels)
+        fitted = compensate or narrowed is not plain
+        unfit = source
+        if fitted:
+            unfit = unfitted(plain or self.model, self.anatomy, kept, channels)
         found: dict[str, Any] = {"measure": _MEASURES[self.model.signal]}
         found |= {"as_cut": self.distance(unfit, kept)}
-        if compensate or narrowed is not plain:
+        if fitted:
             found["fitted"] = self.distance(source, kept)
             found["fit_used"] = found["fitted"] < found["as_cut"]
             source = source if found["fit_used"] else unfit
@@ -289,13 +292,16 @@ class _Calibrated:
     def layers(self, wanted: int | list[int], compensate: bool, facts: dict[str, Any]) -> list[int]:
         """The layers to keep: those named, or those nearest to the whole model once fitted."""
         batches = batches_of(self.model, self.rows[:LAYER_ROWS])
+        said = self.scores("layers", LAYER_ROWS) if isinstance(wanted, int) else None
+        if said is not None:
+            facts["layers"] = {"importance": [float(score) for score in said[0]]}
+            if self.anatomy.first_layer:
+                said[0][0] = float("inf")  # it stays
+            return choose_by_score(said[0], int(wanted))  # type: ignore[arg-type]
         scores = layer_importance(self.model, self.anatomy, batches, self.precision)
         facts["layers"] = {"importance": [scores[i] for i in sorted(scores)]}
         if not isinstance(wanted, int):
             return wanted
-        if (said := self.scores("layers", LAYER_ROWS)) is not None:
-            facts["layers"]["importance"] = [float(score) for score in said[0]]
-            return choose_by_score(said[0], wanted)
         ranked = rank_layers(self.model, self.anatomy, batches, self.precision, wanted)
         tried: list[dict[str, Any]] = [
             {"layers": list(kept), "as_cut": score} for score, kept in ranked[:CANDIDATES]

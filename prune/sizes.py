@@ -86,9 +86,9 @@ def checked_sizes(
                 f"`prune.{axis}` asks for {size} {_UNITS[axis]} and the model has {whole}: it can "
                 f"keep 1 or more, and fewer than {whole}."
             )
-        step = {"intermediate_size": multiple, "hidden_size": multiple}.get(axis, 1)
+        step = multiple if axis == "intermediate_size" else 1
         if axis == "hidden_size":
-            step = _hidden_step(anatomy, config, asked, multiple)
+            step = hidden_step(anatomy, config, multiple, asked.get("attention_heads"))
         found[axis] = _multiple(axis, size, whole, step)
         if found[axis] != size:
             rounded[axis] = {"asked": size, "used": found[axis], "multiple_of": step}
@@ -135,12 +135,19 @@ def _multiple(axis: str, size: int, whole: int, step: int) -> int:
     return used
 
 
-def _hidden_step(anatomy: Anatomy, config: Any, asked: Mapping[str, Any], multiple: int) -> int:
-    """Where heads are as wide as hidden size ÷ heads, whole heads go with the hidden size."""
-    if anatomy.attention.head_dim is None:
+def hidden_step(anatomy: Anatomy, config: Any, multiple: int, heads: Any = None) -> int:
+    """What a hidden size must be a multiple of.
+
+    Args:
+        anatomy: Of the architecture.
+        config: The uncut model's.
+        multiple: Of widths, otherwise.
+        heads: Query heads that are kept; None for all.
+    """
+    if anatomy.attention.head_dim is None:  # whole heads go with the hidden size
         return anatomy.head_dim(config)
     if anatomy.attention.divides:
-        return math.lcm(multiple, int(asked.get("attention_heads") or anatomy.heads(config)))
+        return math.lcm(multiple, int(heads or anatomy.heads(config)))
     return math.lcm(multiple, EXPERT_STEP) if "experts" in anatomy.axes else multiple
 
 

@@ -24,7 +24,7 @@ from .stage_distill import distill_stage
 from .stage_importance import curves_of, importance_stage
 from .stage_prune import prune_stage
 from .stage_score import Score, score_of, score_stage, texts_of
-from .stage_teacher import CHECKPOINT, teacher_checkpoint
+from .stage_teacher import CHECKPOINT, model_options, teacher_checkpoint
 from .store import Folder, Store
 from .task_rows import streams, training_streams
 
@@ -138,7 +138,7 @@ class Search:
         draw = np.random.default_rng(0).permutation(len(stream.texts))[:LENGTHS]
         some, pairs = stream.read(np.sort(draw).tolist())
         tokens = model.tokenize(some, pairs, stream.role)
-        whole = load_model(checkpoint, task, **_options(self.recipe))
+        whole = load_model(checkpoint, task, **model_options(self.recipe.teacher))
         before = whole.tokenize(some, pairs, stream.role)
         teacher = Costs(whole, _lengths(before)).of({})
         # trials are scored on validation rows, whose texts may be longer or shorter
@@ -225,9 +225,7 @@ class Search:
                     "measured": vars(measured.over(self.scored)),
                     "agreement": [float(s.agreement.mean()) for s in trial.scores],
                     "metric": [s.metric for s in trial.scores],
-                    "retention": [
-                        s.metric / s.teacher if s.teacher else None for s in trial.scores
-                    ],
+                    "retention": [s.retention for s in trial.scores],
                     "chosen": trial is winner,
                     "out": trial.out,
                 }
@@ -262,9 +260,3 @@ def _fixed(prune: Prune) -> dict[str, int]:
 
 def _lengths(rows: Sequence[dict[str, list[int]]]) -> Any:
     return np.asarray([len(row["input_ids"]) for row in rows], dtype=np.int64)
-
-
-def _options(recipe: Recipe) -> dict[str, Any]:
-    from .stage_teacher import model_options
-
-    return model_options(recipe.teacher)

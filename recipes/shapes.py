@@ -14,6 +14,7 @@ from ..eval.cost import ARCHITECTURES, flops_per_example, row_flops
 from ..eval.errors import RecipeError
 from ..eval.models import TextModel
 from ..prune.anatomy import Anatomy, anatomy_of
+from ..prune.sizes import hidden_step
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -182,17 +183,10 @@ def grid(
         elif axis == "layers":
             found[axis] = list(range(1, whole + 1))
         else:
-            unit = step
-            if axis == "hidden_size":
-                tied = anatomy.attention.head_dim is None
-                unit = anatomy.head_dim(config) if tied else _common(step, anatomy, config)
+            unit = hidden_step(anatomy, config, step) if axis == "hidden_size" else step
             least = -(-whole // 8 // unit) * unit or unit
             found[axis] = [*range(max(unit, least), whole, unit), whole]
     return found
-
-
-def _common(step: int, anatomy: Anatomy, config: Any) -> int:
-    return int(np.lcm(step, anatomy.heads(config))) if anatomy.attention.divides else step
 
 
 def propose(

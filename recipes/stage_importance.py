@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ..eval.data import Data
-from ..eval.errors import RecipeError
 from ..eval.models import load_model
 from ..eval.tasks import get_task
 from ..prune import anatomy_of, prune_model
@@ -64,21 +63,18 @@ def importance_stage(recipe: Recipe, data: Folder, base: Folder, fixed: dict[str
         }
         for done, (axis, size) in enumerate(wanted):
             context.bar.update(done, len(wanted), f"{axis} {size}")
-            try:
-                pruned = prune_model(
-                    model,
-                    [row[0] for row in rows],
-                    roles=[row[2] for row in rows],
-                    pairs=[row[1] or "" for row in rows] if rows[0][1] is not None else None,
-                    compensate=settings["compensate"],
-                    calibration_rows=ROWS,
-                    round_to=1,
-                    seed=recipe.seed,
-                    precision=recipe.capture.precision,
-                    **{axis: size},  # type: ignore[arg-type]
-                )
-            except RecipeError:  # the architecture refuses this very size
-                continue
+            pruned = prune_model(
+                model,
+                [row[0] for row in rows],
+                roles=[row[2] for row in rows],
+                pairs=[row[1] or "" for row in rows] if rows[0][1] is not None else None,
+                compensate=settings["compensate"],
+                calibration_rows=ROWS,
+                round_to=1,
+                seed=recipe.seed,
+                precision=recipe.capture.precision,
+                **{axis: size},  # type: ignore[arg-type]
+            )
             distance = pruned.facts["distance"]
             curves[axis].append((size, min(distance["as_cut"], distance.get("fitted", 1e9))))
         found_curves = {axis: sorted(points) for axis, points in curves.items()}

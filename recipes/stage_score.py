@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import softmax
 
 from ..distill.outputs import TeacherOutputs
 from ..eval.cost import artefact_bytes, artefact_parameters, row_flops
 from ..eval.data import Data
 from ..eval.metrics import score_classes, score_ranking
 from ..eval.models import TextModel, load_model
+from ..eval.ranking import top_rows
 from ..eval.tasks import Task, get_task
 from .schema import Recipe
 from .stage_teacher import CHECKPOINT
@@ -138,7 +140,7 @@ def _classes(
         logits = student.predict(texts, pairs, precision=settings["precision"])
         items = outputs.items(f"{split}.text")
         teacher = outputs.values(items if index is None else items[index])
-        apart = np.abs(_softmax(logits) - _softmax(teacher)).sum(1) / 2
+        apart = np.abs(softmax(logits, axis=1) - softmax(teacher, axis=1)).sum(1) / 2
         agreement += (1 - apart).tolist()
         if split == "validation":
             labels = np.asarray(rows.split(split)["label"][:])
@@ -171,7 +173,7 @@ def _ranking(
         queries = student.predict(texts, None, "query", precision=settings["precision"])
         items = outputs.items(f"{split}.query")
         said = outputs.values(items if index is None else items[index])
-        top = [[int(i)] for i in _top(said, teachers)]
+        top = top_rows(said, teachers, 1).tolist()
         scores = score_ranking(queries, index_of, top, [[1]] * len(top))
         agreement += scores.statistics["mrr@10"][:, 0].tolist()
         if split == "validation":
@@ -184,19 +186,6 @@ def _ranking(
                     settings["metric"]
                 )
     return {"agreement": agreement, **values}
-
-
-def _top(queries: NDArray[np.float32], texts: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The row of the best text of each query, a block at a time."""
-    block = 256
-    parts = [(queries[i : i + block] @ texts.T).argmax(1) for i in range(0, len(queries), block)]
-    return np.concatenate(parts)
-
-
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    found: NDArray[np.float64] = shifted / shifted.sum(1, keepdims=True)
-    return found
 
 
 def score_of(folder: Path) -> Score:

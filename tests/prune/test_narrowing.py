@@ -217,3 +217,15 @@ def test_a_criterion_chooses_what_is_kept(
     (hidden,) = axis_importance(model, "hidden_size", batches, name, loss=loss)
     assert pruned.index_map["hidden"] == choose_by_score(hidden, 16)
     assert anatomy.size(pruned.model.config, "hidden_size") == 16
+
+
+@pytest.mark.parametrize("name", [None, "magnitude", "block_influence"])
+def test_a_first_layer_that_must_stay_is_chosen(
+    name: str | None, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    for layers in (1, 2):
+        pruned = prune_model(
+            text_model("modernbert", tokenizer), TEXTS, layers=layers, importance=name
+        )
+        assert pruned.index_map["layers"][0] == 0
+        assert len(pruned.index_map["layers"]) == layers
