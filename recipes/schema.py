@@ -27,6 +27,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
 
 PRECISION = "Arithmetic: fp32, or bf16/fp16 autocast; auto takes what the processor or GPU has."
 ARGUMENTS = "Any field of transformers.TrainingArguments, passed on as it is."
@@ -126,6 +127,17 @@ class Student(Section):
     attn_implementation: str | None = Field(None, description=ATTENTION)
 
 
+class Mask(Section):
+    """Weights set to zero in a checkpoint that stays dense: for research, no saving."""
+
+    method: Literal["magnitude", "wanda", "sparsegpt"] = Field(
+        "sparsegpt", description="What chooses the weights: magnitude, wanda, sparsegpt."
+    )
+    pattern: float | str = Field(
+        description="Share of zeros, such as 0.5; or N:M, N of each M neighbours kept, such as 2:4."
+    )
+
+
 class Prune(Section):
     """What is cut away from the student before it is trained."""
 
@@ -163,6 +175,14 @@ class Prune(Section):
         "if null.",
     )
 
+    mask: Mask | None = Field(None, description="Zeros in what is left, kept in training.")
+    rounds: Count = Field(
+        1, description="Rounds of cut and short training in which the sizes are reached."
+    )
+    healing: Share = Field(
+        0.1, description="Share of the training's steps after each round but the last."
+    )
+
     @property
     def sizes(self) -> dict[str, Any]:
         """The axes that are cut, vocabulary aside, each with its size."""
@@ -172,18 +192,41 @@ class Prune(Section):
 
 
 class Budget(Section):
-    """What the student may cost; the search finds its shape. One bound."""
+    """What the student may cost, or what it must keep; the search finds its shape. One bound."""
 
     flops: Share | None = Field(None, description="Share of the teacher's FLOPs a row.")
     parameters: Share | None = Field(None, description="Share of the teacher's parameters.")
     bytes: Share | None = Field(None, description="Share of the bytes of the teacher's weights.")
+    latency_ms: Positive | None = Field(
+        None, description="Median milliseconds of one row on this machine, one thread."
+    )
+    usd_per_million: Positive | None = Field(
+        None, description="Price of a million rows in batches, at evaluate.usd_per_hour."
+    )
+    retain: Share | None = Field(
+        None, description="Share of the teacher's metric to keep; the smallest such shape is found."
+    )
+    runtime: Literal["pytorch", "onnx", "onnx-int8"] | None = Field(
+        None, description="Where latency and price are measured; pytorch if null."
+    )
     shapes: Annotated[int, Field(ge=2)] = Field(16, description="Shapes that are tried as cut.")
+    processes: Count | None = Field(
+        None, description="Trials made at the same time; as many as the machine bears if null."
+    )
 
     @property
     def bound(self) -> tuple[str, float]:
         """What is bounded, and by how much."""
-        kinds = ("flops", "parameters", "bytes")
-        return next((kind, getattr(self, kind)) for kind in kinds if getattr(self, kind))
+        return next((kind, getattr(self, kind)) for kind in BOUNDS if getattr(self, kind))
+
+    @property
+    def timed(self) -> bool:
+        """Whether the bound is of what only a clock tells."""
+        return self.bound[0] in ("latency_ms", "usd_per_million")
+
+
+BOUNDS = ("flops", "parameters", "bytes", "latency_ms", "usd_per_million", "retain")
+"""What a budget can bound."""
 
 
 class Loss(BaseModel):
@@ -262,6 +305,9 @@ class Evaluate(Section):
     )
     flip_rate: Annotated[float, Field(ge=0, le=1)] = Field(
         0.005, description="Highest share of decisions an fp32 export may change."
+    )
+    usd_per_hour: Positive | None = Field(
+        None, description="Price of the machine, for the price of a million rows."
     )
 
 
