@@ -237,3 +237,13 @@ def artefact_parameters(folder: Path) -> int:
             for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
                 total += int(np.prod(file.get_slice(name).get_shape(), dtype=np.int64))
     return total
+
+
+def usd_per_million(rows_per_second: float, usd_per_hour: float) -> float:
+    """Price of a million rows, given the price of an hour of what runs them.
+
+    Examples:
+        >>> usd_per_million(100.0, 0.36)
+        1.0
+    """
+    return usd_per_hour / 3600 / rows_per_second * 1e6

@@ -173,6 +173,13 @@ def environment() -> dict[str, Any]:
     }
 
 
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def bound_shape_caches() -> None:
     """Bounds the memory of a training over rows of many lengths; call it before torch is imported.
 

@@ -3,6 +3,7 @@
 from .anatomy import AXES, Anatomy, anatomy_of
 from .architectures import ANATOMIES
 from .criteria import CRITERIA, Criterion, axis_importance, register_criterion
+from .index_maps import compose
 from .masks import Pattern, mask_model, pattern_of
 from .pruning import Pruned, prune_model
 from .surgery import Cut, IndexMap, cut, cut_backbone
@@ -22,6 +23,7 @@ __all__ = [
     "TokenizationChange",
     "anatomy_of",
     "axis_importance",
+    "compose",
     "cut",
     "cut_backbone",
     "mask_model",

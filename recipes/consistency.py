@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..eval.sources import PYTHON_DOCS
 from ..eval.tasks import get_task
 
+BOUNDS = ("flops", "parameters", "bytes", "latency_ms", "usd_per_million", "retain")
+"""What a budget can bound."""
+
 if TYPE_CHECKING:
     from .schema import Data, Prune, Recipe, Teacher
 
@@ -42,6 +45,7 @@ def contradictions(recipe: Recipe) -> list[Problem]:
         *_teacher(recipe.teacher, has_student=recipe.student is not None),
         *(_prune(recipe.prune, recipe.budget is not None) if recipe.prune else ()),
         *_budget(recipe),
+        *_rounds(recipe),
         *_student(recipe),
         *_hidden_losses(recipe),
         *_task(recipe, embeds),
@@ -101,13 +105,19 @@ def _budget(recipe: Recipe) -> Iterator[Problem]:
     budget = recipe.budget
     if budget is None:
         return
-    given = [kind for kind in ("flops", "parameters", "bytes") if getattr(budget, kind) is not None]
+    given = [kind for kind in BOUNDS if getattr(budget, kind) is not None]
     if len(given) != 1:
         which = "none" if not given else " and ".join(given)
-        yield Problem(("budget",), f"give one of flops, parameters and bytes; got {which}.")
-    if recipe.distill is None:
+        yield Problem(("budget",), f"give one of {', '.join(BOUNDS)}; got {which}.")
+    timed = {"latency_ms", "usd_per_million"} & set(given)
+    if budget.runtime is not None and not timed:
         yield Problem(
-            ("budget",), "a search heals its trials, and distill is missing: give prune's sizes."
+            ("budget", "runtime"),
+            "is where latency_ms or usd_per_million is measured; leave it out.",
+        )
+    if budget.usd_per_million is not None and recipe.evaluate.usd_per_hour is None:
+        yield Problem(
+            ("budget", "usd_per_million"), "needs the price of a core: give evaluate.usd_per_hour."
         )
     if recipe.teacher.kind == "recorded":
         yield Problem(
@@ -117,6 +127,18 @@ def _budget(recipe: Recipe) -> Iterator[Problem]:
     searched = {"layers", "intermediate_size", "hidden_size"}
     if recipe.prune is not None and searched <= set(recipe.prune.sizes):
         yield Problem(("budget",), "prune says all the sizes already; leave one of them out.")
+
+
+def _rounds(recipe: Recipe) -> Iterator[Problem]:
+    prune = recipe.prune
+    if prune is None or prune.rounds == 1:
+        if prune is not None and prune.healing != type(prune).model_fields["healing"].default:
+            yield Problem(("prune", "healing"), "is for rounds: give prune.rounds, 2 or more.")
+        return
+    if recipe.distill is None:
+        yield Problem(("prune", "rounds"), "each is healed as distill says, and it is missing.")
+    if not prune.sizes and recipe.budget is None:
+        yield Problem(("prune", "rounds"), "are steps to a size, and prune says none.")
 
 
 def _prune(prune: Prune, searched: bool) -> Iterator[Problem]:
@@ -157,6 +179,14 @@ def _hidden_losses(recipe: Recipe) -> Iterator[Problem]:
             ("distill", "losses", "hidden_mse"),
             "compares hidden states number by number, and prune.hidden_size cuts the student's; "
             "leave one of them out.",
+        )
+    changing = {"budget": recipe.budget is not None, "prune.rounds": recipe.prune is not None}
+    changing["prune.rounds"] &= recipe.prune is not None and recipe.prune.rounds > 1
+    for name in (name for name, there in changing.items() if there and "hidden_mse" in losses):
+        yield Problem(
+            ("distill", "losses", "hidden_mse"),
+            f"compares layer with layer, and students of several depths and widths are trained "
+            f"with {name}; leave one of them out.",
         )
 
 

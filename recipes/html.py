@@ -20,7 +20,7 @@ import yaml
 
 from ..eval.tasks import TASKS
 from . import figures, plot
-from .report import COST_ROWS, OUTCOMES, headline, search_rows
+from .report import OUTCOMES, cost_rows, headline, search_rows
 
 _LONGEST_TEXT = 700
 
@@ -247,7 +247,7 @@ def _metrics(quality: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _costs(cost: Mapping[str, Any]) -> list[list[str]]:
     words = {"latency": ("slower", "faster"), "bytes": ("larger", "smaller")}
     rows = []
-    for label, key, shown, of in COST_ROWS:
+    for label, key, shown, of in cost_rows(cost):
         row = [label, shown(cost["teacher"].get(key)), shown(cost["student"].get(key))]
         ratio = cost["ratio"].get(of) if of else None
         if of:

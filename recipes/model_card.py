@@ -168,11 +168,11 @@ def _quality(report: Mapping[str, Any]) -> str:
 
 
 def _cost(report: Mapping[str, Any]) -> str:
-    from .report import COST_ROWS
+    from .report import cost_rows
 
     cost = report["cost"]
     lines = ["| per row | teacher | student |", "|---|---|---|"]
-    for label, key, shown, _ in COST_ROWS:
+    for label, key, shown, _ in cost_rows(cost):
         values = (shown(cost["teacher"].get(key)), shown(cost["student"].get(key)))
         lines.append(f"| {label} | {' | '.join(values)} |")
     where = report["environment"].get("processor")

@@ -18,8 +18,9 @@ from .layer_maps import hidden_layers
 from .progress import Display
 from .resolving import resolve
 from .run_folder import claim, fill
+from .schedule import student_stages
 from .schema import Recipe
-from .search import Search
+from .search import search
 from .smoke import smoke_recipe, write_stand_ins
 from .stage_capture import capture_stage
 from .stage_data import data_stage
@@ -27,7 +28,6 @@ from .stage_distill import distill_stage
 from .stage_evaluate import evaluate_stage
 from .stage_export import EXPORTED, export_stage
 from .stage_finetune import finetune_stage
-from .stage_prune import prune_stage
 from .stage_report import report_stage
 from .stage_teacher import CHECKPOINT, teacher_checkpoint, teacher_record, teacher_stage
 from .store import Folder, Store
@@ -94,7 +94,7 @@ def run_recipe(
         store = Store(folder.parent, display, world, imports)
         run = _Run(resolved, store, command, smoke)
         report = run.stages()
-        finished = all(stage.cached for stage in [*store.made, *store.trials])
+        finished = store.cached
         if world.main:
             student = run.students[0][1]
             fill(folder, resolved, store.made, student, run.exports, report)
@@ -128,11 +128,12 @@ class _Run:
         captured = ensure(capture_stage(recipe, data, teacher, layers))
         source = None
         if recipe.budget is not None:
-            search = Search(recipe, self.store, data, teacher, captured)
-            recipe, source, self.search = search.run()
-            self.recipe = recipe
-        pruned = ensure(prune_stage(recipe, data, teacher, captured, source=source))
-        made = {"data": data, "teacher": teacher, "capture": captured, "prune": pruned}
+            found = search(recipe, self.store, data, teacher, captured)
+            source, self.search = found.base, found.told
+            self.recipe = recipe = found.recipe
+        cuts = student_stages(recipe, ensure, data, teacher, captured, source=source)
+        made = {"data": data, "teacher": teacher, "capture": captured, **cuts}
+        pruned = cuts["prune"]
         contenders = [self._teacher(teacher)]
         if recipe.distill is None:
             self.students = [(recipe.seed, pruned)]

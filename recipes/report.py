@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -264,7 +264,7 @@ def _quality_table(quality: Mapping[str, Any]) -> Table:
 def _cost_table(cost: Mapping[str, Any]) -> Table:
     ratio = cost["ratio"]
     rows = []
-    for label, key, shown, of in COST_ROWS:
+    for label, key, shown, of in cost_rows(cost):
         rows.append(
             [
                 label,
@@ -294,9 +294,9 @@ def _export_table(exports: Sequence[Mapping[str, Any]], metric: str) -> Table:
 
 def search_rows(search: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The trials of a search as columns and rows, those that got furthest first."""
-    ((kind, _),) = search["budget"].items()
+    kind, shown = bounded_cost(search)
     rounds = ["as cut", *(f"{share:.0%} trained" for share in search["healed"][1:])]
-    columns = ["shape", f"{kind} predicted", "saved", *rounds, "metric kept", ""]
+    columns = ["shape", f"{kind} predicted", "saved", *rounds, "metric kept", "95 % interval", ""]
     trials = sorted(
         search["trials"],
         key=lambda t: (not t["chosen"], -len(t["agreement"]), -t["agreement"][-1]),
@@ -308,14 +308,23 @@ def search_rows(search: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [
                 trial["name"],
-                figures.share(trial["predicted"][kind]),
-                figures.share(trial["measured"][kind]),
+                shown(trial["predicted"][kind]),
+                shown(trial["measured"][kind]),
                 *scores,
                 figures.share(trial["retention"][-1]),
+                figures.span(trial["interval"]),
                 "chosen" if trial["chosen"] else "",
             ]
         )
     return columns, rows
+
+
+def bounded_cost(search: Mapping[str, Any]) -> tuple[str, Callable[[Any], str]]:
+    """The cost that a search's shapes are told apart by, and how it is written."""
+    ((kind, _),) = search["budget"].items()
+    if kind == "retain":  # the smallest is looked for, and small means few FLOPs
+        return "flops", figures.share
+    return kind, {"latency_ms": _milliseconds, PRICE: _usd}.get(kind, figures.share)
 
 
 def _search_table(search: Mapping[str, Any]) -> Table:
@@ -331,6 +340,13 @@ def _rows_per_second(value: Any) -> str:
     return figures.digits(value, " rows/s")
 
 
+PRICE = "usd_per_million"
+
+
+def _usd(value: Any) -> str:
+    return figures.digits(value, " USD")
+
+
 COST_ROWS = (
     ("compute per row", "flops_per_example", figures.flops, "flops"),
     ("parameters", "parameters", figures.count, "parameters"),
@@ -339,5 +355,12 @@ COST_ROWS = (
     ("latency, p95", "latency_ms_p95", _milliseconds, None),
     ("throughput", "examples_per_s", _rows_per_second, None),
     ("peak memory", "peak_memory_bytes", figures.size, None),
+    ("price of a million rows", PRICE, _usd, None),
 )
 """Label, key of `Side`, how it is written, and key of `Ratio`."""
+
+
+def cost_rows(cost: Mapping[str, Any]) -> list[tuple[str, str, Any, str | None]]:
+    """The rows of a table of costs: the price is left out where the recipe says none."""
+    priced = any(cost[side].get(PRICE) is not None for side in ("teacher", "student"))
+    return [row for row in COST_ROWS if row[1] != PRICE or priced]

@@ -67,7 +67,10 @@ class Quality(TypedDict):
 
 
 class Side(TypedDict):
-    """What one model costs: in PyTorch, fp32, one thread, one row at a time."""
+    """What one model costs: in PyTorch, fp32, one thread, one row at a time.
+
+    ``usd_per_million`` is of rows in batches, at the recipe's price of a core; null without one.
+    """
 
     parameters: int | None
     bytes: int | None
@@ -76,6 +79,7 @@ class Side(TypedDict):
     latency_ms_p95: float | None
     examples_per_s: float | None
     peak_memory_bytes: int | None
+    usd_per_million: float | None
 
 
 class Ratio(TypedDict):
@@ -113,6 +117,7 @@ class Measurement(TypedDict, total=False):
     p99: float | None
     model_p50: float | None
     examples_per_s: float | None
+    usd_per_million: float | None
     peak_memory_bytes: int | None
     cold_start_s: float | None
 
@@ -173,8 +178,10 @@ class Difference(TypedDict):
 class Trial(TypedDict):
     """A shape that a search tried: shares of the teacher's cost, as predicted and as saved.
 
+    ``latency_ms`` and ``usd_per_million`` are no shares, and there where the budget bounds them.
     ``agreement``, ``metric`` and ``retention`` (on validation rows) have one entry for each round
-    it was in: as cut, then after each healing. ``out`` says why it was dropped.
+    it was in: as cut, then after each healing; ``interval`` is of the last retention. ``out`` says
+    why it was dropped.
     """
 
     name: str
@@ -184,6 +191,7 @@ class Trial(TypedDict):
     agreement: list[float]
     metric: list[float]
     retention: list[float | None]
+    interval: list[float] | None
     chosen: bool
     out: str | None
 

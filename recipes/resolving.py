@@ -6,13 +6,16 @@ their entries.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from ..eval.errors import RecipeError, nearest
 from ..eval.tasks import Task, get_task
 from .consistency import Problem
-from .schema import Distill, Finetune, Recipe
+from .schema import Budget, Distill, Finetune, Recipe
+from .trial_pool import trial_processes
 
 _HUB_METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -161,7 +164,8 @@ def resolve(recipe: Recipe, device: str | None = None) -> Recipe:
 
     Returns:
         A recipe without ``auto``: the metric, the texts, each loss's options and each precision
-        are what the run will use. Resolving it again changes nothing.
+        are what the run will use, and so is how a search works on this machine. Resolving it again
+        changes nothing.
     """
     from ..eval.hardware import resolve_precision
 
@@ -171,6 +175,8 @@ def resolve(recipe: Recipe, device: str | None = None) -> Recipe:
     sections = [values["capture"], values["teacher"]["finetune"], values["distill"]]
     for section in filter(None, sections):
         section["precision"] = resolve_precision(section["precision"], device).name
+    if recipe.budget is not None:
+        values["budget"] |= _search_defaults(recipe.budget)
     if recipe.distill is not None:
         from ..distill.losses import get_loss
 
@@ -185,3 +191,21 @@ def resolve(recipe: Recipe, device: str | None = None) -> Recipe:
             defaults = get_loss(name, task.signal).options
             distill["losses"][name] = {"weight": loss.weight, **defaults, **loss.options}
     return Recipe.model_validate(values)
+
+
+def _search_defaults(budget: Budget) -> dict[str, Any]:
+    """The runtime of a budget of time, and how many trials are made at the same time."""
+    runtime = budget.runtime or ("pytorch" if budget.timed else None)
+    return {"runtime": runtime, "processes": budget.processes or _trial_processes()}
+
+
+def _trial_processes() -> int:
+    import psutil
+    import torch
+
+    from ..eval.hardware import default_device, usable_cores
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or default_device() not in ("cpu", "cuda"):
+        return 1  # the processes of a launch share each trial
+    memory = int(psutil.virtual_memory().total)
+    return trial_processes(usable_cores(), memory, torch.cuda.device_count())

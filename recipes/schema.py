@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 
 from ..eval.errors import RecipeError
 from ..eval.tasks import get_task
+from .consistency import BOUNDS, contradictions
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -201,7 +202,7 @@ class Budget(Section):
         None, description="Median milliseconds of one row on this machine, one thread."
     )
     usd_per_million: Positive | None = Field(
-        None, description="Price of a million rows in batches, at evaluate.usd_per_hour."
+        None, description="Price of a million rows in batches, at evaluate.usd_per_hour a core."
     )
     retain: Share | None = Field(
         None, description="Share of the teacher's metric to keep; the smallest such shape is found."
@@ -223,10 +224,6 @@ class Budget(Section):
     def timed(self) -> bool:
         """Whether the bound is of what only a clock tells."""
         return self.bound[0] in ("latency_ms", "usd_per_million")
-
-
-BOUNDS = ("flops", "parameters", "bytes", "latency_ms", "usd_per_million", "retain")
-"""What a budget can bound."""
 
 
 class Loss(BaseModel):
@@ -307,7 +304,7 @@ class Evaluate(Section):
         0.005, description="Highest share of decisions an fp32 export may change."
     )
     usd_per_hour: Positive | None = Field(
-        None, description="Price of the machine, for the price of a million rows."
+        None, description="Price of an hour of one core, which timings run on."
     )
 
 
@@ -358,8 +355,6 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        from .consistency import contradictions
-
         problems = contradictions(self)
         if problems:
             raise PydanticCustomError(

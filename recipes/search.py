@@ -9,56 +9,42 @@ healed before one is chosen. Every step is an ordinary stage; no teacher is aske
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from ..eval.data import Data
 from ..eval.errors import RecipeError
-from ..eval.models import load_model
-from ..eval.tasks import get_task
+from .frontier import Frontier
+from .prospects import Prospects
 from .schema import Prune, Recipe
-from .shapes import Cost, Costs, Shape, grid, proposals
-from .stage_distill import distill_stage
-from .stage_importance import curves_of, importance_stage
+from .shapes import Cost
 from .stage_prune import prune_stage
-from .stage_score import Score, score_of, score_stage, texts_of
-from .stage_teacher import CHECKPOINT, model_options, teacher_checkpoint
+from .stage_speed import times_of, timing_stage, with_time
 from .store import Folder, Store
-from .task_rows import streams, training_streams
+from .trial_pool import TrialPool
+from .trials import Judge, Origin, Trial, best_of
 
 HEALED = 6
 """Shapes that are healed in the first round; each further round halves them."""
 SHARES = (0.08, 0.2)
 """Share of the full training's steps in each round of healing."""
-TRIAL_ROWS = 256
-"""Calibration rows of a trial's cut, at most; the winner's are the recipe's own."""
-LENGTHS = 2000
-"""Rows whose tokens the FLOPs are predicted on."""
 
 
-@dataclass
-class Trial:
-    """One shape and what was found of it.
+@dataclass(frozen=True)
+class Found:
+    """What a search leaves.
 
     Attributes:
-        shape: Its sizes, and what was predicted.
-        scores: As cut, then after each round of healing.
-        out: Why it was dropped; None while it is in.
+        recipe: With the sizes found.
+        base: The stage of the uncut student that they are cut from.
+        told: The search for the report.
     """
 
-    shape: Shape
-    scores: list[Score] = field(default_factory=list)
-    out: str | None = None
-
-    @property
-    def agreement(self) -> float:
-        """Mean agreement with the teacher, as last scored."""
-        return float(self.scores[-1].agreement.mean())
+    recipe: Recipe
+    base: Folder
+    told: dict[str, Any]
 
 
-class Search:
+def search(recipe: Recipe, store: Store, data: Folder, teacher: Folder, captured: Folder) -> Found:
     """Finds the sizes that a recipe's budget leaves open.
 
     Args:
@@ -67,196 +53,111 @@ class Search:
         data: Stage.
         teacher: Stage.
         captured: Stage.
+
+    Raises:
+        RecipeError: If no shape is within the budget; the nearest is named.
+        RunError: If none keeps what the budget asks to be kept; the nearest is named.
     """
-
-    def __init__(
-        self, recipe: Recipe, store: Store, data: Folder, teacher: Folder, captured: Folder
-    ) -> None:
-        assert recipe.budget is not None
-        self.recipe, self.store = recipe, store
-        self.data, self.teacher, self.captured = data, teacher, captured
-        self.prune = recipe.prune or Prune()
-        self.kind, self.share = recipe.budget.bound
-        self.fixed = _fixed(self.prune)
-        self.trials: list[Trial] = []
-        self.made: dict[str, Folder] = {}
-
-    def run(self) -> tuple[Recipe, Folder, dict[str, Any]]:
-        """Searches.
-
-        Returns:
-            The recipe with the sizes found, the stage of the uncut student that they are cut from,
-            and the search for the report.
-        """
-        base = self._base()
-        shapes, whole = self._propose(base)
-        for shape in shapes:
-            trial = Trial(shape)
-            self.trials.append(trial)
-            cut = self.store.ensure(self._cut(shape, base), shape.name)
-            trial.scores.append(self._score(cut, shape))
-        alive = self._best(self.trials, HEALED)
-        for share in SHARES:
-            for trial in alive:
-                cut = self.store.ensure(self._cut(trial.shape, base), trial.shape.name)
-                stage = distill_stage(
-                    self._healing(share), self.data, self.teacher, self.captured, cut,
-                    seed=self.recipe.seed,
-                )  # fmt: skip
-                healed = self.store.ensure(stage, f"{trial.shape.name}, {share:.0%}")
-                trial.scores.append(self._score(healed, trial.shape))
-            alive = self._best(alive, max(1, len(alive) // 2))
-        winner = self._best(alive, 1)[0]
-        sizes = self.prune.model_dump() | winner.shape.sizes
-        if "layers" in self.fixed and isinstance(self.prune.layers, list):
-            sizes["layers"] = self.prune.layers
-        if not winner.shape.sizes:
-            raise RecipeError("The budget allows the whole model: leave `budget` out.")
-        found = self.recipe.model_copy(update={"prune": Prune(**sizes)})
-        return found, base, self._told(winner, whole)
-
-    def _base(self) -> Folder:
-        """The uncut student, its vocabulary cut already if the recipe cuts it."""
-        prune = Prune(vocabulary="task") if self.prune.vocabulary else None
-        recipe = self.recipe.model_copy(update={"prune": prune})
-        return self.store.ensure(
-            prune_stage(recipe, self.data, self.teacher, self.captured), "uncut"
+    assert recipe.budget is not None
+    if store.world.size > 1 and (recipe.budget.processes or 1) > 1:
+        raise RecipeError(
+            f"budget.processes {recipe.budget.processes}: the {store.world.size} processes of this "
+            "launch share each trial already. Leave it out, or launch one process."
         )
-
-    def _propose(self, base: Folder) -> tuple[list[Shape], Cost]:
-        task = get_task(self.recipe.task)
-        rows = Data.open(self.data.path)
-        model = load_model(base.path / CHECKPOINT, task)
-        checkpoint = teacher_checkpoint(self.teacher.path)
-        if checkpoint is None:
-            raise RecipeError(
-                "A budget is a share of the teacher's cost, and recorded outputs do not say what "
-                "the teacher costs: give the sizes under `prune` instead."
-            )
-        texts = self.recipe.distill.texts if self.recipe.distill else None
-        stream = training_streams(streams(rows, task), task, texts)[0]
-        draw = np.random.default_rng(0).permutation(len(stream.texts))[:LENGTHS]
-        some, pairs = stream.read(np.sort(draw).tolist())
-        tokens = model.tokenize(some, pairs, stream.role)
-        whole = load_model(checkpoint, task, **model_options(self.recipe.teacher))
-        before = whole.tokenize(some, pairs, stream.role)
-        teacher = Costs(whole, _lengths(before)).of({})
-        # trials are scored on validation rows, whose texts may be longer or shorter
-        words, others = texts_of(rows, task, "validation", None)
-        role = "text" if task.signal == "class_logits" else "query"
-        self.scored = Costs(whole, _lengths(whole.tokenize(words, others, role))).of({})
-        costs = Costs(model, _lengths(tokens))
-        step = self.prune.round_to or (64 if teacher.parameters > 100_000_000 else 8)
-        sizes = grid(costs.anatomy, model.config, self.fixed, step)
-        importance = self.store.ensure(
-            importance_stage(self.recipe, self.data, base, self.fixed), "curves"
-        )
-        assert self.recipe.budget is not None
-        found = proposals(
-            costs, sizes, curves_of(importance.path), (self.kind, self.share), teacher,
-            self.recipe.budget.shapes,
-        )  # fmt: skip
-        return found, teacher
-
-    def _cut(self, shape: Shape, base: Folder) -> Any:
-        rows = min(self.prune.calibration_rows, TRIAL_ROWS)
-        sizes: dict[str, Any] = dict(shape.sizes)
-        if isinstance(self.prune.layers, list):
-            sizes["layers"] = self.prune.layers
-        prune = self.prune.model_copy(update={**sizes, "calibration_rows": rows})
-        recipe = self.recipe.model_copy(update={"prune": prune, "budget": None})
-        return prune_stage(recipe, self.data, self.teacher, self.captured, source=base)
-
-    def _score(self, model: Folder, shape: Shape) -> Score:
-        stage = score_stage(self.recipe, self.data, self.captured, model)
-        return score_of(self.store.ensure(stage, shape.name).path)
-
-    def _healing(self, share: float) -> Recipe:
-        """The recipe with a training of a share of its steps."""
-        distill = self.recipe.distill
-        assert distill is not None
-        rows = Data.open(self.data.path)
-        task = get_task(self.recipe.task)
-        chosen = training_streams(streams(rows, task), task, distill.texts)
-        count = sum(len(stream.texts) for stream in chosen)
-        steps = max(10, round(share * distill.epochs * count / distill.batch_size))
-        arguments = distill.arguments | {"max_steps": steps, "eval_strategy": "no"}
-        arguments["load_best_model_at_end"] = False
-        shorter = distill.model_copy(update={"arguments": arguments})
-        return self.recipe.model_copy(update={"distill": shorter})
-
-    def _best(self, trials: Sequence[Trial], count: int) -> list[Trial]:
-        """The trials that agree most with the teacher; the others are dropped.
-
-        A trial whose metric on the validation rows is far below the best one's goes first. Among
-        trials that cannot be told apart from the best by their rows, the cheapest is first.
-        """
-        alive = [trial for trial in trials if trial.out is None]
-        best = max(alive, key=lambda trial: trial.agreement)
-        labelled = [trial.scores[-1].metric for trial in alive]
-        worst = max(labelled) - VETO * abs(max(labelled))
-        for trial in alive:
-            if trial.scores[-1].metric < worst and trial is not best:
-                trial.out = f"metric {trial.scores[-1].metric:.3f} on validation rows"
-        alive = [trial for trial in alive if trial.out is None]
-        near = [trial for trial in alive if _alike(trial, best)]
-        near.sort(key=lambda trial: (getattr(trial.shape.cost, self.kind), -trial.agreement))
-        rest = [trial for trial in alive if trial not in near]
-        rest.sort(key=lambda trial: -trial.agreement)
-        if count > len(near):
-            near.sort(key=lambda trial: -trial.agreement)
-        kept = [*near, *rest][:count]
-        for trial in alive:
-            if trial not in kept:
-                trial.out = f"agreement {trial.agreement:.4f}"
-        return kept
-
-    def _told(self, winner: Trial, whole: Cost) -> dict[str, Any]:
-        """The search as the report has it."""
-        trials = []
-        for trial in self.trials:
-            last = trial.scores[-1]
-            measured = Cost(last.flops, last.parameters, last.bytes)
-            trials.append(
-                {
-                    "name": trial.shape.name,
-                    "sizes": trial.shape.sizes,
-                    "predicted": vars(trial.shape.cost.over(whole)),
-                    "measured": vars(measured.over(self.scored)),
-                    "agreement": [float(s.agreement.mean()) for s in trial.scores],
-                    "metric": [s.metric for s in trial.scores],
-                    "retention": [s.retention for s in trial.scores],
-                    "chosen": trial is winner,
-                    "out": trial.out,
-                }
-            )
-        return {
-            "budget": {self.kind: self.share},
-            "healed": [0.0, *SHARES],
-            "chosen": winner.shape.name,
-            "rows": len(winner.scores[0].agreement),
-            "trials": trials,
-        }
+    vocabulary = recipe.prune.vocabulary if recipe.prune else None
+    uncut = recipe.model_copy(update={"prune": Prune(vocabulary="task") if vocabulary else None})
+    base = store.ensure(prune_stage(uncut, data, teacher, captured), "uncut")
+    origin = Origin(recipe, data, teacher, captured, base)
+    prospects = Prospects(origin, store, fixed_sizes(recipe.prune))
+    with TrialPool(recipe.budget.processes or 1) as pool:
+        judge = Judge(origin, store, pool)
+        if recipe.budget.bound[0] == "retain":
+            winner, trials, healed = Frontier(judge, prospects).walk()
+        else:
+            winner, trials, healed = _halve(judge, prospects)
+    if not winner.shape.sizes:
+        raise RecipeError("The budget allows the whole model: leave `budget` out.")
+    prune = judge.trials.prune(winner.shape)
+    told = _told(recipe, prospects, winner, trials, healed)
+    return Found(recipe.model_copy(update={"prune": prune}), base, told)
 
 
-VETO = 0.1
-"""A trial whose metric on validation rows is lower than the best by this share is dropped."""
-
-
-def _alike(trial: Trial, best: Trial) -> bool:
-    """Whether the rows cannot tell two trials apart (one standard error of the difference)."""
-    apart = best.scores[-1].agreement - trial.scores[-1].agreement
-    return bool(apart.mean() <= apart.std() / max(1.0, len(apart)) ** 0.5)
-
-
-def _fixed(prune: Prune) -> dict[str, int]:
+def fixed_sizes(prune: Prune | None) -> dict[str, int]:
+    """Axis → size, for those that the recipe says and the search leaves alone."""
     found = {}
     for axis in ("layers", "intermediate_size", "hidden_size"):
-        size = getattr(prune, axis)
+        size = getattr(prune, axis, None)
         if size is not None:
             found[axis] = len(size) if isinstance(size, list) else int(size)
     return found
 
 
-def _lengths(rows: Sequence[dict[str, list[int]]]) -> Any:
-    return np.asarray([len(row["input_ids"]) for row in rows], dtype=np.int64)
+def _halve(judge: Judge, prospects: Prospects) -> tuple[Trial, list[Trial], list[float]]:
+    """Successive halving: the winner, all trials, and the share of training of each round."""
+    recipe, budget = judge.origin.recipe, judge.origin.recipe.budget
+    assert budget is not None
+    kind, bound = budget.bound
+    trials = [Trial(shape) for shape in prospects.within(kind, bound, budget.shapes)]
+    judge.score(trials, 0.0)
+    shares = SHARES if recipe.distill else ()
+    if budget.timed:
+        _time(judge, trials)
+    alive = best_of(trials, HEALED if shares else 1, kind)
+    for share in shares:
+        judge.score(alive, share)
+        alive = best_of(alive, max(1, len(alive) // 2), kind)
+    return best_of(alive, 1, kind)[0], trials, [0.0, *shares]
+
+
+def _time(judge: Judge, trials: Sequence[Trial]) -> None:
+    """Times the saved checkpoints of trials, and drops those over the budget if others are not."""
+    recipe = judge.origin.recipe
+    assert recipe.budget is not None
+    kind, bound = recipe.budget.bound
+    cuts = [judge.trials.cut(trial.shape) for trial in trials]
+    stage = timing_stage(recipe, judge.origin.data, cuts)
+    timed = times_of(judge.store.ensure(stage, "timing").path)
+    for trial, found in zip(trials, timed, strict=True):
+        empty = Cost(0.0, 0.0, 0.0)
+        trial.timed = with_time(empty, kind, found["ms"], recipe.evaluate.usd_per_hour).told()[kind]
+    if any(trial.timed is not None and trial.timed <= bound for trial in trials):
+        for trial in trials:
+            if trial.timed is not None and trial.timed > bound:
+                trial.out = f"{kind} {trial.timed:.3g} as saved"
+
+
+def _told(
+    recipe: Recipe,
+    prospects: Prospects,
+    winner: Trial,
+    trials: Sequence[Trial],
+    healed: Sequence[float],
+) -> dict[str, Any]:
+    """The search as the report has it."""
+    assert recipe.budget is not None
+    kind, bound = recipe.budget.bound
+    rows = []
+    for trial in trials:
+        last = trial.scores[-1]
+        measured = Cost(last.flops, last.parameters, last.bytes).over(prospects.scored).told()
+        rows.append(
+            {
+                "name": trial.shape.name,
+                "sizes": trial.shape.sizes,
+                "predicted": trial.shape.cost.over(prospects.teacher).told(),
+                "measured": measured | ({kind: trial.timed} if trial.timed is not None else {}),
+                "agreement": [float(score.agreement.mean()) for score in trial.scores],
+                "metric": [score.metric for score in trial.scores],
+                "retention": [score.retention for score in trial.scores],
+                "interval": last.interval,
+                "chosen": trial is winner,
+                "out": trial.out,
+            }
+        )
+    return {
+        "budget": {kind: bound},
+        "healed": list(healed),
+        "chosen": winner.shape.name,
+        "rows": len(winner.scores[0].agreement),
+        "trials": rows,
+    }

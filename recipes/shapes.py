@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 AXES = ("layers", "intermediate_size", "hidden_size")
 """What a search varies; heads go with the hidden size, and the vocabulary is cut to the task."""
+TIMED = ("latency_ms", "usd_per_million")
+"""Costs that only a clock tells."""
 Curve = Mapping[str, Sequence[tuple[int, float]]]
 """Axis → (size, distance to the uncut model), the size rising."""
 
@@ -33,19 +35,28 @@ class Cost:
         flops: Mean forward FLOPs of a row.
         parameters: Numbers in its checkpoint.
         bytes: Of its weights on disk.
+        latency_ms: Median milliseconds of a row, where a budget bounds them.
+        usd_per_million: Price of a million rows, where a budget bounds it.
     """
 
     flops: float
     parameters: float
     bytes: float
+    latency_ms: float | None = None
+    usd_per_million: float | None = None
 
     def over(self, whole: Cost) -> Cost:
-        """Its shares of another's."""
-        return Cost(
-            self.flops / whole.flops,
-            self.parameters / whole.parameters,
-            self.bytes / whole.bytes,
+        """Its shares of another's; time and price are no shares, and stay as they are."""
+        return replace(
+            self,
+            flops=self.flops / whole.flops,
+            parameters=self.parameters / whole.parameters,
+            bytes=self.bytes / whole.bytes,
         )
+
+    def told(self) -> dict[str, float]:
+        """What is known of it, as JSON has it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -76,42 +87,58 @@ class Costs:
     Args:
         model: The uncut student, its vocabulary cut already.
         lengths: Tokens of some of the task's rows, (n,).
+        clock: Adds what only a clock tells to the cost of a shape, where a budget bounds it.
     """
 
-    def __init__(self, model: TextModel, lengths: NDArray[np.int64]) -> None:
-        self.model, self.lengths = model, lengths
+    def __init__(
+        self,
+        model: TextModel,
+        lengths: NDArray[np.int64],
+        clock: Callable[[Mapping[str, int], Cost], Cost] | None = None,
+    ) -> None:
+        self.model, self.lengths, self.clock = model, lengths, clock
         self.anatomy: Anatomy = anatomy_of(model.config)
         self.hidden = self.anatomy.size(model.config, "hidden_size")
         self._tensors = self._dimensions()
 
     def of(self, sizes: Mapping[str, int]) -> Cost:
         """The cost of a shape."""
-        config = self._config(sizes)
-        width = None
-        if self.model.signal == "embedding":
-            if self.model.dense is not None:
-                width = int(self.model.dense.out_features)
-            elif sizes.get("hidden_size", self.hidden) < self.hidden:
-                width = self.hidden  # a map back into the teacher's space comes with the cut
+        config, width = self.config_of(sizes), self.dense_width(sizes)
         parameters = self._parameters(sizes)
         if width is not None:
             bias = self.model.dense is None or self.model.dense.bias is not None
             parameters += (sizes.get("hidden_size", self.hidden) + bias) * width
         each = self.model.backbone.dtype.itemsize
-        return Cost(
-            float(self._flops(config, width).mean()), float(parameters), float(parameters * each)
+        found = Cost(
+            float(self._flops(sizes, config, width).mean()),
+            float(parameters),
+            float(parameters * each),
         )
+        return found if self.clock is None else self.clock(sizes, found)
 
-    def _flops(self, config: Any, width: int | None) -> NDArray[np.int64]:
-        if config.model_type in ARCHITECTURES:
-            return flops_per_example(config, self.lengths, self.model.signal, dense=width)
+    def random_model(self, sizes: Mapping[str, int]) -> TextModel:
+        """A model of a shape with random weights: it costs what a cut one does."""
         import torch
 
         make: Any = type(self.model.backbone)._from_config
+        config, width = self.config_of(sizes), self.dense_width(sizes)
         dense = None if width is None else torch.nn.Linear(config.hidden_size, width)
         old = self.model
-        small = TextModel(make(config), old.tokenizer, old.signal, old.encoding, dense)
-        return row_flops(small, self.lengths)
+        return TextModel(make(config), old.tokenizer, old.signal, old.encoding, dense).eval()
+
+    def dense_width(self, sizes: Mapping[str, int]) -> int | None:
+        """Width of the map behind the pooling of a shape; None where there is none."""
+        if self.model.signal == "embedding":
+            if self.model.dense is not None:
+                return int(self.model.dense.out_features)
+            if sizes.get("hidden_size", self.hidden) < self.hidden:
+                return self.hidden  # a map back into the teacher's space comes with the cut
+        return None
+
+    def _flops(self, sizes: Mapping[str, int], config: Any, width: int | None) -> NDArray[np.int64]:
+        if config.model_type in ARCHITECTURES:
+            return flops_per_example(config, self.lengths, self.model.signal, dense=width)
+        return row_flops(self.random_model(sizes), self.lengths)
 
     def _dimensions(self) -> list[tuple[int | None, tuple[int, ...], tuple[str, ...]]]:
         """Of each parameter: its layer, its shape, and what its dimensions are."""
@@ -144,7 +171,8 @@ class Costs:
                 total += int(np.prod([round(n * share.get(kind, 1.0)) for n, kind in pairs]))
         return total
 
-    def _config(self, sizes: Mapping[str, int]) -> Any:
+    def config_of(self, sizes: Mapping[str, int]) -> Any:
+        """The config of a shape."""
         config = copy.deepcopy(self.model.config)
         anatomy = self.anatomy
         if "intermediate_size" in anatomy.axes:  # may follow the hidden size if it is not said
@@ -290,7 +318,8 @@ def proposals(
         costs: Predicts costs.
         sizes: Of each axis.
         curves: Distances along each axis.
-        budget: What is bounded, ``flops``, ``parameters`` or ``bytes``, and its share.
+        budget: The field of `Cost` that is bounded, and its share of the teacher's; its value
+            where it is a time or a price.
         whole: What the teacher costs.
         count: How many to propose.
 
@@ -305,10 +334,10 @@ def proposals(
     except _Unmet as unmet:
         nearest = unmet.smallest
         ratio = getattr(nearest.cost.over(whole), kind)
+        of = "" if kind in TIMED else f" of the teacher's {kind}"
         raise RecipeError(
             f"budget.{kind} {share:g}: no shape is that small. The nearest is {nearest.name}, at "
-            f"{ratio:.3g} of the teacher's {kind}. Ask for that or more, or free the sizes that "
-            "`prune` fixes."
+            f"{ratio:.3g}{of}. Ask for that or more, or free the sizes that `prune` fixes."
         ) from None
 
 

@@ -26,7 +26,10 @@ SPECIALS = {
     "bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
     "roberta": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
 }
-HIDDEN, HEADS, WIDTH, EPOCHS = 32, 2, 64, 2
+HIDDEN, HEADS, WIDTH, EPOCHS = 32, 4, 64, 2
+SMOKE_ROUNDS = 2
+SMOKE_BOUNDS = {"latency_ms": 1e3, "usd_per_million": 1e6, "retain": 0.01}
+"""What any tiny model keeps to; of shares, 0.8 leaves something to cut."""
 
 
 def write_stand_ins(recipe: Recipe, folder: Path) -> None:
@@ -97,9 +100,10 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
         values["prune"] |= {"layers": keep, "calibration_rows": 32, "round_to": None}
         tiny = {"intermediate_size": WIDTH // 2, "hidden_size": HIDDEN // 2}
         values["prune"] |= {axis: size for axis, size in tiny.items() if values["prune"][axis]}
+        values["prune"]["rounds"] = min(values["prune"]["rounds"], SMOKE_ROUNDS)
     if values["budget"]:
         bound, _ = Budget.model_validate(values["budget"]).bound
-        values["budget"] |= {bound: 0.8, "shapes": 3}
+        values["budget"] |= {bound: SMOKE_BOUNDS.get(bound, 0.8), "shapes": 3, "processes": 1}
     ours = [name for name in recipe.evaluate.metrics if name in get_task(recipe.task).metrics]
     values["evaluate"] |= {
         "resamples": 200,
@@ -119,13 +123,14 @@ def _shortened(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _layers(prune: Mapping[str, Any] | None) -> tuple[int, Any]:
     """Layers of the tiny teacher, and the cut that is left of the recipe's."""
     wanted = prune["layers"] if prune else None
+    more = min(prune["rounds"], SMOKE_ROUNDS) if prune else 1
     if isinstance(wanted, list):
         few = min(len(wanted), 2)
-        return few + 1, list(range(few))
+        return few + more, list(range(few))
     if wanted is None:
         return 2, None
     few = min(wanted, 2)
-    return few + 1, few
+    return few + more, few
 
 
 def _sentences() -> list[tuple[str, str]]:

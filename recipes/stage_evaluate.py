@@ -11,7 +11,7 @@ import numpy as np
 
 from ..distill.outputs import TeacherOutputs
 from ..eval.compare import Interval, over_seeds, paired_bootstrap
-from ..eval.cost import artefact_bytes, artefact_parameters, row_flops
+from ..eval.cost import artefact_bytes, artefact_parameters, row_flops, usd_per_million
 from ..eval.data import Data
 from ..eval.errors import RunError
 from ..eval.hub_metrics import hub_value
@@ -77,6 +77,7 @@ def evaluate_stage(
         if recipe.evaluate.latency_rows and any(not c.recorded for c in timed):
             context.bar.update(0, 1, "timing")
             found["measurements"] = _measure(recipe, rows, timed, smoke, spare)
+            _add_prices(found["measurements"], recipe.evaluate.usd_per_hour)
         _keep(context.out, scores)
         text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
         (context.out / REPORT).write_text(text, encoding="utf-8")
@@ -272,6 +273,13 @@ def _measure(
     texts = [every[i] for i in rows_timed]
     pairs = None if second is None else [second[i] for i in rows_timed]
     return measure(engines, texts, pairs, runs=count, offline_rows=256)
+
+
+def _add_prices(measurements: list[dict[str, Any]], usd_per_hour: float | None) -> None:
+    """What a million rows in batches cost, where the recipe says what a core does."""
+    for entry in measurements:
+        if usd_per_hour is not None and entry["scenario"] == "offline":
+            entry["usd_per_million"] = usd_per_million(entry["examples_per_s"], usd_per_hour)
 
 
 def _keep(out: Path, scores: dict[str, Scores]) -> None:

@@ -32,10 +32,9 @@ def importance_stage(recipe: Recipe, data: Folder, base: Folder, fixed: dict[str
         base: The stage with the uncut student.
         fixed: Axes that are not searched, and their sizes.
     """
-    assert recipe.distill is not None
     settings: dict[str, Any] = {
         "task": recipe.task,
-        "texts": recipe.distill.texts,
+        "texts": recipe.distill.texts if recipe.distill else None,
         "seed": recipe.seed,
         "precision": recipe.capture.precision,
         "compensate": recipe.prune.compensate if recipe.prune else True,

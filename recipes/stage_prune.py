@@ -16,7 +16,7 @@ from ..eval.checkpoints import find_checkpoint, save_model
 from ..eval.data import Data
 from ..eval.models import TextModel, load_model
 from ..eval.tasks import get_task
-from ..prune import prune_model
+from ..prune import compose, prune_model
 from .schema import Prune, Recipe
 from .stage_teacher import CHECKPOINT, identity, model_options, teacher_checkpoint
 from .store import Context, Folder, Stage
@@ -38,6 +38,7 @@ def prune_stage(
     captured: Folder,
     *,
     source: Folder | None = None,
+    earlier: Folder | None = None,
 ) -> Stage:
     """Loads the student and cuts it; without ``prune`` the student is taken as it is.
 
@@ -47,12 +48,14 @@ def prune_stage(
         teacher: The student, where no other is named.
         captured: What a map into the teacher's space is fitted to.
         source: A stage with the student, some of it cut already, instead.
+        earlier: The stage that cut it, if that is not the source; what was kept is told in the
+            numbering of the model that came before both.
     """
     task = get_task(recipe.task)
     prune = recipe.prune
     if prune is not None and source is not None:  # the source's vocabulary is cut already
         prune = prune.model_copy(update={"vocabulary": None})
-    origin = source.path / CHECKPOINT if source else _origin(recipe, teacher)
+    origin, earlier = origin_of(recipe, teacher, source), earlier or source
     settings: dict[str, Any] = {
         "task": task.name,
         "prune": prune.model_dump() if prune else None,
@@ -75,11 +78,8 @@ def prune_stage(
         facts: dict[str, Any] = {"index_map": None, "parameters": _parameters(model)}
         if prune is not None:
             model, facts = _cut(model, recipe, prune, chosen, found)
-        if source is not None:
-            before = prune_report(context.inputs["source"])
-            facts |= {"vocabulary": before.get("vocabulary")}
-            numbers = (before["index_map"] or {}).get("vocabulary")
-            facts["index_map"] = (facts["index_map"] or {}) | {"vocabulary": numbers}
+        if earlier is not None:
+            facts = _after(prune_report(earlier.path), facts)
         outputs = TeacherOutputs(context.inputs["capture"])
         if task.signal == "embedding" and model.width != outputs.width:
             model.dense = fit_dense(model, chosen, outputs, settings["precision"])
@@ -88,11 +88,27 @@ def prune_stage(
         (context.out / REPORT).write_text(text, encoding="utf-8")
 
     inputs = {"data": data, "teacher": teacher, "capture": captured}
-    inputs |= {"source": source} if source else {}
+    given = {"source": source, "earlier": None if earlier is source else earlier}
+    inputs |= {name: folder for name, folder in given.items() if folder is not None}
     return Stage("prune", "stage_prune", settings, inputs, work)
 
 
-def _origin(recipe: Recipe, teacher: Folder) -> Path:
+def _after(before: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """A cut's facts as if it and the one before it had been one."""
+    sizes = before.get("shapes", {}).get("before", {})
+    group = sizes.get("attention_heads", 1) // sizes.get("kv_heads", 1) or 1
+    kept = compose(before.get("index_map"), facts.get("index_map"), group)
+    found = facts | {"vocabulary": before.get("vocabulary"), "index_map": kept}
+    for name in ("shapes", "parameters"):
+        if name in facts and "before" in before.get(name, {}):
+            found[name] = facts[name] | {"before": before[name]["before"]}
+    return found
+
+
+def origin_of(recipe: Recipe, teacher: Folder, source: Folder | None = None) -> Path:
+    """The checkpoint that is cut: a stage's, the recipe's other student, or the teacher."""
+    if source is not None:
+        return source.path / CHECKPOINT
     found = teacher_checkpoint(teacher.path)
     if recipe.student:
         found = find_checkpoint(recipe.student.model, recipe.student.revision)

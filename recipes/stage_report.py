@@ -161,6 +161,9 @@ def _side(found: Mapping[str, Any], side: str) -> Any:
         "latency_ms_p95": single.get("p95"),
         "examples_per_s": single.get("examples_per_s"),
         "peak_memory_bytes": single.get("peak_memory_bytes"),
+        "usd_per_million": _timing(found, side, "pytorch", "fp32", "offline").get(
+            "usd_per_million"
+        ),
     }
 
 
@@ -216,6 +219,11 @@ def _notes(found: Mapping[str, Any], recipe: Recipe) -> list[str]:
     if busy and max(busy) > 0.2:
         notes.append(
             f"The machine was not idle when latency was measured ({max(busy):.0%} in use before)."
+        )
+    if recipe.prune is not None and recipe.prune.rounds > 1:
+        notes.append(
+            f"The sizes were reached in {recipe.prune.rounds} rounds of cut and training, each but "
+            f"the last with {recipe.prune.healing:.0%} of the training's steps."
         )
     if recipe.task == "retrieval" and not recipe.symmetric:
         notes.append(

@@ -11,9 +11,10 @@ import numpy as np
 from scipy.special import softmax
 
 from ..distill.outputs import TeacherOutputs
+from ..eval.compare import paired_bootstrap
 from ..eval.cost import artefact_bytes, artefact_parameters, row_flops
 from ..eval.data import Data
-from ..eval.metrics import score_classes, score_ranking
+from ..eval.metrics import Scores, score_classes, score_ranking
 from ..eval.models import TextModel, load_model
 from ..eval.ranking import top_rows
 from ..eval.tasks import Task, get_task
@@ -41,6 +42,8 @@ class Score:
         flops: Mean forward FLOPs of a row, on the validation rows.
         parameters: In the checkpoint.
         bytes: Of its weights on disk.
+        interval: 95 % interval of the share of the teacher's metric that is kept, on the labelled
+            validation rows; None where the teacher's is 0.
     """
 
     agreement: NDArray[np.float64]
@@ -49,6 +52,7 @@ class Score:
     flops: float
     parameters: int
     bytes: int
+    interval: tuple[float, float] | None = None
 
     @property
     def retention(self) -> float | None:
@@ -75,6 +79,7 @@ def score_stage(recipe: Recipe, data: Folder, captured: Folder, model: Folder) -
         "symmetric": recipe.symmetric,
         "unlabelled": UNLABELLED,
         "seed": recipe.seed,
+        "resamples": recipe.evaluate.resamples,
     }
 
     def work(context: Context) -> None:
@@ -132,7 +137,7 @@ def _classes(
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     agreement: list[float] = []
-    values: dict[str, float] = {}
+    values: dict[str, Any] = {}
     for split, index in parts.items():
         if index is not None and not len(index):
             continue
@@ -145,10 +150,25 @@ def _classes(
         if split == "validation":
             labels = np.asarray(rows.split(split)["label"][:])
             known = labels >= 0
-            for side, found in (("metric", logits), ("teacher", teacher)):
-                scores = score_classes(found[known], labels[known])
-                values[side] = scores.value(settings["metric"])
+            ours, theirs = (score_classes(v[known], labels[known]) for v in (logits, teacher))
+            values = _kept(ours, theirs, settings)
     return {"agreement": agreement, **values}
+
+
+def _kept(student: Scores, teacher: Scores, settings: dict[str, Any]) -> dict[str, Any]:
+    """The metric of both on the labelled validation rows, and the interval of what is kept."""
+    name = settings["metric"]
+    values: dict[str, Any] = {"metric": student.value(name), "teacher": teacher.value(name)}
+    if values["teacher"] > 0:
+        found = paired_bootstrap(
+            name,
+            student.statistics[name],
+            teacher.statistics[name],
+            resamples=settings["resamples"],
+            seed=settings["seed"],
+        )
+        values["interval"] = [found.low, found.high]
+    return values
 
 
 def _ranking(
@@ -165,7 +185,7 @@ def _ranking(
         texts = rows.collection()["text"][:]
         index_of = student.predict(texts, None, "document", precision=settings["precision"])
     agreement: list[float] = []
-    values: dict[str, float] = {}
+    values: dict[str, Any] = {}
     for split, index in parts.items():
         if index is not None and not len(index):
             continue
@@ -177,14 +197,9 @@ def _ranking(
         scores = score_ranking(queries, index_of, top, [[1]] * len(top))
         agreement += scores.statistics["mrr@10"][:, 0].tolist()
         if split == "validation":
-            relevant, grades = rows.split(split)["relevant"][:], rows.split(split)["grades"][:]
-            for side, found, ranked in (
-                ("metric", queries, index_of),
-                ("teacher", said, teachers),
-            ):
-                values[side] = score_ranking(found, ranked, relevant, grades).value(
-                    settings["metric"]
-                )
+            answers = rows.split(split)["relevant"][:], rows.split(split)["grades"][:]
+            ours = score_ranking(queries, index_of, *answers)
+            values = _kept(ours, score_ranking(said, teachers, *answers), settings)
     return {"agreement": agreement, **values}
 
 
@@ -192,4 +207,6 @@ def score_of(folder: Path) -> Score:
     """What a score stage found."""
     found = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     found["agreement"] = np.asarray(found["agreement"], dtype=np.float64)
+    if found.get("interval"):
+        found["interval"] = tuple(found["interval"])
     return Score(**found)

@@ -110,6 +110,10 @@ class Stage:
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+class NotMade(Exception):
+    """A stage was looked for and is not there."""
+
+
 class Store:
     """Finds or makes stages under one root."""
 
@@ -119,9 +123,11 @@ class Store:
         self.folder = root / ".stages"
         self.display = display
         self.world = world
+        self.imports = tuple(imports)
         self.extensions = extension_hashes(imports)
         self.made: list[Folder] = []
         self.trials: list[Folder] = []
+        self.elsewhere = False
 
     def ensure(self, stage: Stage, trial: str | None = None) -> Folder:
         """Gives a stage's folder, making it if it is not there.
@@ -147,6 +153,32 @@ class Store:
             folder = self._make(stage, mark, final, trial)
         (self.made if trial is None else self.trials).append(folder)
         return folder
+
+    def found(self, stage: Stage, trial: str | None = None) -> Folder:
+        """Gives a stage's folder if it is there.
+
+        Args:
+            stage: What to look for.
+            trial: As in `ensure`.
+
+        Raises:
+            NotMade: If it is not there.
+        """
+        mark = stage.fingerprint(self.extensions)
+        folder = self._finished(stage.name, self.folder / f"{stage.name}-{mark}")
+        if folder is None:
+            raise NotMade(stage.name)
+        return folder
+
+    def note(self, name: str, seconds: float, trial: str) -> None:
+        """Tells that another process of this run has made a trial's stage."""
+        self.elsewhere = True
+        self.display.say(f"  {name:<12} {seconds:8.1f} s  {trial}")
+
+    @property
+    def cached(self) -> bool:
+        """Whether everything that was asked for was there."""
+        return not self.elsewhere and all(f.cached for f in [*self.made, *self.trials])
 
     def _finished(self, name: str, final: Path) -> Folder | None:
         try:

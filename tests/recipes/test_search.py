@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from paredown.eval.data import Data
-from paredown.eval.errors import RecipeError
+from paredown.eval.errors import RecipeError, RunError
+from paredown.recipes import pipeline
 from paredown.recipes.api import check, run
-from paredown.recipes.search import Search, Trial
+from paredown.recipes.frontier import Frontier
 from paredown.recipes.shapes import Cost, Shape
 from paredown.recipes.stage_score import Score
+from paredown.recipes.trials import Trial, best_of
 
 Base = dict[str, Any]
 
@@ -47,7 +49,7 @@ def base(tmp_path: Path, tiny_checkpoint: Callable[..., Path]) -> Base:
         "capture": {"precision": "fp32"},
         "prune": {"vocabulary": "task", "calibration_rows": 16},
         "distill": {"epochs": 4, "batch_size": 16, "losses": {"kl": 1.0}, "precision": "fp32"},
-        "budget": {"flops": 0.4, "shapes": 6},
+        "budget": {"flops": 0.4, "shapes": 6, "processes": 1},
         "evaluate": {"latency_rows": 0, "resamples": 100},
     }
 
@@ -56,20 +58,20 @@ def test_a_budget_finds_a_shape(
     base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    split, searched = Data.split, Search.run
+    split, searched = Data.split, pipeline.search
 
     def noted(self: Data, name: str) -> Any:
         opened.append(name)
         return split(self, name)
 
-    def watched(self: Search) -> Any:
+    def watched(*arguments: Any) -> Any:
         opened.clear()
-        found = searched(self)
+        found = searched(*arguments)
         assert "test" not in opened and "validation" in opened
         return found
 
     monkeypatch.setattr(Data, "split", noted)
-    monkeypatch.setattr(Search, "run", watched)
+    monkeypatch.setattr(pipeline, "search", watched)
     result = run(base, out=tmp_path / "runs" / "small")
     assert result.report is not None
     search = result.report["search"]
@@ -96,13 +98,125 @@ def test_a_budget_finds_a_shape(
 
 def test_sizes_that_are_fixed_stay(base: Base, tmp_path: Path) -> None:
     base["prune"] |= {"layers": [1], "hidden_size": 24}
-    base["budget"] = {"parameters": 0.35, "shapes": 2}
+    base["budget"] = {"parameters": 0.35, "shapes": 2, "processes": 1}
     result = run(base, out=tmp_path / "runs" / "small")
     assert result.report is not None
     prune = result.report["recipe"]["prune"]
     assert (prune["layers"], prune["hidden_size"]) == ([1], 24)
     assert prune["intermediate_size"] is not None
     assert result.report["cost"]["ratio"]["parameters"] <= 0.4
+
+
+def test_without_training_the_shape_that_agrees_most_as_cut_is_chosen(
+    base: Base, tmp_path: Path
+) -> None:
+    base |= {"distill": None, "budget": {"flops": 0.5, "shapes": 3, "processes": 1}}
+    result = run(base, out=tmp_path / "runs" / "small")
+    assert result.report is not None
+    search = result.report["search"]
+    assert search["healed"] == [0.0]
+    assert [len(trial["agreement"]) for trial in search["trials"]] == [1, 1, 1]
+    assert result.report["cost"]["ratio"]["flops"] <= 0.55
+
+
+def test_trials_made_by_other_processes_are_the_stages_of_this_one(
+    base: Base, tmp_path: Path
+) -> None:
+    base["budget"] = {"flops": 0.4, "shapes": 3, "processes": 2}
+    result = run(base, out=tmp_path / "runs" / "beside")
+    assert result.report is not None and not result.cached
+    again = run(base, out=tmp_path / "runs" / "beside")
+    assert again.cached
+    alone = base | {"budget": {"flops": 0.4, "shapes": 3, "processes": 1}}
+    found = run(alone, out=tmp_path / "runs" / "alone").report
+    assert found is not None and found["search"] == result.report["search"]
+
+
+def test_a_trial_that_fails_elsewhere_tells_its_error_here(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "failing.py").write_text(
+        "from paredown.recipes import trials\n"
+        "def refuse(*_, **__):\n    raise RuntimeError('this trial is bad')\n"
+        "trials.prune_stage = refuse\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("paredown.recipes.trials.prune_stage", None)  # restored afterwards
+    base["budget"] = {"flops": 0.4, "shapes": 3, "processes": 2}
+    with pytest.raises(RuntimeError, match="this trial is bad"):
+        run(base, out=tmp_path / "runs" / "small", imports=["failing"])
+
+
+def test_a_budget_of_time_is_met_as_saved(
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paredown.recipes.stage_speed.SHAPES", 3)
+    base["budget"] = {"latency_ms": 1000.0, "shapes": 2, "processes": 1}
+    result = run(base, out=tmp_path / "runs" / "small")
+    assert result.report is not None
+    search = result.report["search"]
+    assert search["budget"] == {"latency_ms": 1000.0}
+    for trial in search["trials"]:
+        assert 0 < trial["measured"]["latency_ms"] < 1000
+        assert 0 < trial["predicted"]["latency_ms"] < 1000
+    base["budget"] = {"latency_ms": 1e-6, "shapes": 2, "processes": 1}
+    with pytest.raises(RecipeError, match=r"budget.latency_ms 1e-06: no shape is that small. The"):
+        run(base, out=tmp_path / "runs" / "small")
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.9, 1.0])
+def test_retain_finds_the_smallest_level_that_holds(bound: float) -> None:
+    """Levels of which all, some or none hold; full training only where the bisection looks."""
+    trained = []
+
+    class Judge:
+        def score(self, trials: list[Trial], share: float) -> None:
+            for one in trials:
+                low = one.shape.cost.flops  # a larger student keeps more
+                score = Score(np.asarray([low] * 4), low, 1.0, low, 1, 1, (low, 1.0))
+                one.scores.append(score)
+                if share == 1:
+                    trained.append(one)
+
+    frontier = Frontier.__new__(Frontier)
+    frontier.retain, frontier.share = bound, 0.08
+    frontier.judge = Judge()  # type: ignore[assignment]
+    costs = [0.99, 0.98, 0.95, 0.91, 0.88, 0.8, 0.7, 0.6]
+    frontier.levels = [
+        [Trial(Shape({"layers": i}, Cost(cost, 1, 1), 0.0))] for i, cost in enumerate(costs, 1)
+    ]
+    frontier.trials = [level[0] for level in frontier.levels]
+    if bound == 1.0:
+
+        class Prospects:
+            teacher = Cost(1, 1, 1)
+
+        frontier.prospects = Prospects()  # type: ignore[assignment]
+        with pytest.raises(RunError, match=r"retain 1: no shape keeps .* nearest is 1 layer, at 0"):
+            frontier.walk()
+        return
+    winner, trials, healed = frontier.walk()
+    assert winner.shape.cost.flops == (0.6 if bound == 0 else 0.91)
+    assert winner.out is None and all(t.out for t in trials if t is not winner)
+    assert len(trained) <= 4 and healed == [0.0, 0.08, 1.0]
+
+
+def test_the_student_of_a_retain_budget_is_the_trial_that_held(base: Base, tmp_path: Path) -> None:
+    base["budget"] = {"retain": 0.01, "shapes": 2, "processes": 1}
+    result = run(base, out=tmp_path / "runs" / "small")
+    assert result.report is not None
+    search = result.report["search"]
+    (chosen,) = [trial for trial in search["trials"] if trial["chosen"]]
+    assert len(chosen["agreement"]) == 3 and chosen["interval"][0] >= 0.01
+    for trial in search["trials"]:
+        smaller = trial["predicted"]["flops"] < chosen["predicted"]["flops"]
+        if smaller and len(trial["agreement"]) == 3:
+            assert trial["interval"][0] < 0.01
+    names = [path.name for path in (tmp_path / "runs" / ".stages").iterdir()]
+    trained = [stage for stage in result.report["stages"] if stage["name"] == "distill"]
+    assert trained[0]["cached"] or f"distill-{trained[0]['fingerprint']}" in names
 
 
 def test_a_budget_that_nothing_meets_says_what_is_nearest(base: Base, tmp_path: Path) -> None:
@@ -116,8 +230,12 @@ def test_a_budget_that_nothing_meets_says_what_is_nearest(base: Base, tmp_path: 
     [
         ({"flops": 0}, "greater than 0"),
         ({"flops": 1.5}, "less than or equal to 1"),
-        ({}, "give one of flops, parameters and bytes; got none"),
+        ({}, "give one of flops, parameters, bytes, latency_ms, .*; got none"),
         ({"flops": 0.1, "bytes": 0.1}, "got flops and bytes"),
+        ({"flops": 0.1, "runtime": "onnx"}, "budget.runtime: is where latency_ms or usd_per_m"),
+        ({"usd_per_million": 1.0}, "needs the price of a core: give evaluate.usd_per_hour"),
+        ({"latency_ms": 0}, "greater than 0"),
+        ({"retain": 1.1}, "less than or equal to 1"),
         ({"flop": 0.1}, "Did you mean 'flops'"),
     ],
 )
@@ -127,9 +245,7 @@ def test_wrong_budgets_are_refused(base: Base, budget: dict[str, Any], said: str
         check(base)
 
 
-def test_a_search_needs_training_and_something_to_find(base: Base) -> None:
-    with pytest.raises(RecipeError, match="distill is missing"):
-        check({**base, "distill": None})
+def test_a_search_needs_something_to_find(base: Base) -> None:
     base["prune"] |= {"layers": 1, "intermediate_size": 16, "hidden_size": 16}
     with pytest.raises(RecipeError, match="prune says all the sizes already"):
         check(base)
@@ -149,21 +265,15 @@ def trial(name: str, agreement: list[float], flops: float, metric: float = 0.9) 
     return Trial(shape, [Score(np.asarray(agreement), metric, 0.95, flops, 1, 1)])
 
 
-def best(trials: list[Trial], count: int) -> list[Trial]:
-    search = Search.__new__(Search)
-    search.kind = "flops"
-    return search._best(trials, count)
-
-
 def test_of_trials_that_rows_cannot_tell_apart_the_cheapest_wins() -> None:
     dear, cheap = trial("a", [0.9, 0.7, 0.8, 0.8], 0.1), trial("bb", [0.7, 0.9, 0.8, 0.79], 0.09)
     worse = trial("ccc", [0.5, 0.4, 0.5, 0.5], 0.01)
-    assert best([dear, cheap, worse], 1) == [cheap]
+    assert best_of([dear, cheap, worse], 1, "flops") == [cheap]
     assert dear.out is not None and worse.out is not None
 
 
 def test_a_trial_whose_metric_is_far_below_goes_first() -> None:
     good, bad = trial("a", [0.8] * 4, 0.1), trial("bb", [0.79] * 4, 0.1, metric=0.5)
     other = trial("ccc", [0.7] * 4, 0.1)
-    assert best([good, bad, other], 2) == [good, other]
+    assert best_of([good, bad, other], 2, "flops") == [good, other]
     assert bad.out == "metric 0.500 on validation rows"

@@ -1,0 +1,104 @@
+"""Processes that make trials beside each other. Nothing heavy is imported here.
+
+A worker makes the ordinary stages of a trial in the store, and the search then finds them there:
+what a trial is does not depend on who made it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any
+
+MEMORY = 3 << 30
+"""Bytes that a trial's process may take, by experience with small encoders."""
+MOST = 8
+
+Made = list[tuple[str, float]]
+"""The stages that were made, each with its seconds."""
+
+
+def trial_processes(cores: int, memory: int, gpus: int) -> int:
+    """How many trials a machine bears at the same time.
+
+    One a GPU; without any, as many as there are cores and gigabytes for, since a small model's
+    training gains little from a second thread.
+
+    Args:
+        cores: Processor cores.
+        memory: Bytes of the machine.
+        gpus: How many there are.
+    """
+    return max(1, gpus or min(cores, memory // MEMORY, MOST))
+
+
+def _prepare(threads: int, gpus: Any) -> None:
+    """Sets a worker up: its share of the processor or its GPU, and no life beyond its parent's."""
+    for name in ("OMP", "MKL", "OPENBLAS", "RAYON"):
+        os.environ[f"{name}_NUM_THREADS"] = str(threads)
+    gpu = gpus.get()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+class TrialPool:
+    """Processes that stay for the whole of a search; they start with its first tasks.
+
+    Args:
+        processes: How many work at the same time.
+    """
+
+    def __init__(self, processes: int) -> None:
+        self.processes = processes
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> TrialPool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def run(self, work: Callable[[Any], Made], tasks: Sequence[Any]) -> Iterator[tuple[int, Made]]:
+        """Does tasks at the same time.
+
+        Args:
+            work: A function of a module; called with a task.
+            tasks: Picklable.
+
+        Yields:
+            The number of a task that is done, and what was made for it, in the order they end. One
+            that failed is left out: whoever goes on meets its error where it can be told.
+        """
+        if self._pool is None:
+            self._pool = self._start()
+        waiting = {self._pool.submit(work, task): number for number, task in enumerate(tasks)}
+        for future in as_completed(waiting):
+            if future.exception() is None:
+                yield waiting[future], future.result()
+
+    def _start(self) -> ProcessPoolExecutor:
+        import torch
+
+        from ..eval.hardware import usable_cores
+
+        context = multiprocessing.get_context("spawn")
+        gpus, found = context.SimpleQueue(), torch.cuda.device_count()
+        for number in range(self.processes):
+            gpus.put(number % found if found else None)
+        threads = max(1, usable_cores() // self.processes)
+        return ProcessPoolExecutor(self.processes, context, _prepare, (threads, gpus))
