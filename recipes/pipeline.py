@@ -97,7 +97,7 @@ def run_recipe(
         finished = store.cached
         if world.main:
             student = run.students[0][1]
-            fill(folder, resolved, store.made, student, run.exports, report)
+            fill(folder, resolved, run.made, student, run.exports, report)
         world.barrier()
     finally:
         display.close()
@@ -114,6 +114,7 @@ class _Run:
         self.store = store
         self.command = command
         self.smoke = smoke
+        self.made: dict[str, Folder] = {}
         self.students: list[tuple[int, Folder]] = []
         self.exports: dict[str, Folder] = {}
         self.search: dict[str, Any] | None = None
@@ -132,7 +133,8 @@ class _Run:
             source, self.search = found.base, found.told
             self.recipe = recipe = found.recipe
         cuts = student_stages(recipe, ensure, data, teacher, captured, source=source)
-        made = {"data": data, "teacher": teacher, "capture": captured, **cuts}
+        made = self.made
+        made |= {"data": data, "teacher": teacher, "capture": captured, **cuts}
         pruned = cuts["prune"]
         contenders = [self._teacher(teacher)]
         if recipe.distill is None:
@@ -155,17 +157,17 @@ class _Run:
         with self._worker_ahead(pruned) as spare:
             made["evaluate"] = self._evaluated(made, contenders, spare)
         self._check_flips(made["evaluate"])
-        return ensure(
-            report_stage(
-                recipe,
-                made,
-                contenders,
-                self.exports,
-                command=self.command,
-                smoke=self.smoke,
-                search=self.search,
-            )
+        report = report_stage(
+            recipe,
+            dict(made),
+            contenders,
+            self.exports,
+            command=self.command,
+            smoke=self.smoke,
+            search=self.search,
         )
+        made["report"] = ensure(report)
+        return made["report"]
 
     def _worker_ahead(self, before: Folder) -> contextlib.AbstractContextManager[Worker | None]:
         """While a smoke run exports, its timing worker imports PyTorch beside it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..eval.errors import RecipeError, RunError
@@ -46,12 +46,20 @@ def claim(folder: Path) -> None:
 def fill(
     folder: Path,
     recipe: Recipe,
-    stages: Iterable[Folder],
+    stages: Mapping[str, Folder],
     student: Folder,
     exports: Mapping[str, Folder],
     report: Folder,
 ) -> None:
     """Makes the folder say what the stages hold; ``report.json`` comes last.
+
+    Args:
+        folder: Of the run.
+        recipe: Resolved.
+        stages: By the name that the run has for each.
+        student: The stage with the student.
+        exports: The export stages by format.
+        report: The report stage.
 
     Raises:
         RunError: If it cannot be written.
@@ -64,7 +72,7 @@ def fill(
     mark.unlink(missing_ok=True)
     try:
         (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-        _link(folder / "stages", {stage.name: stage.path for stage in stages})
+        _link(folder / "stages", {name: stage.path for name, stage in stages.items()})
         _copy(student.path / CHECKPOINT, folder / "student")
         shutil.copyfile(report.path / "card" / CARD, folder / "student" / CARD)
         for fmt, stage in exports.items():

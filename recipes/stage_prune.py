@@ -96,8 +96,8 @@ def prune_stage(
 def _after(before: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """A cut's facts as if it and the one before it had been one."""
     sizes = before.get("shapes", {}).get("before", {})
-    group = sizes.get("attention_heads", 1) // sizes.get("kv_heads", 1) or 1
-    kept = compose(before.get("index_map"), facts.get("index_map"), group)
+    heads = sizes.get("attention_heads", 1), sizes.get("kv_heads", 1)
+    kept = compose(before.get("index_map"), facts.get("index_map"), *heads)
     found = facts | {"vocabulary": before.get("vocabulary"), "index_map": kept}
     for name in ("shapes", "parameters"):
         if name in facts and "before" in before.get(name, {}):

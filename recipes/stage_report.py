@@ -57,7 +57,6 @@ def report_stage(
     def work(context: Context) -> None:
         found = evaluation(folders["evaluate"].path)
         info = Data.open(folders["data"].path).info
-        stages = list(folders.values())
         costs = {side: _side(found, side) for side in ("teacher", "student")}
         report = build_report(
             recipe=settings["recipe"],
@@ -68,7 +67,7 @@ def report_stage(
             student=costs["student"],
             measurements=found.get("measurements", []),
             exports=[_export(fmt, folder, found) for fmt, folder in exports.items()],
-            stages=[_stage(folder) for folder in stages],
+            stages=[_stage(name, folder) for name, folder in folders.items()],
             vocabulary=_vocabulary(folders["prune"].path, found),
             data={
                 "rows": info["rows"],
@@ -184,10 +183,10 @@ def _export(fmt: str, folder: Folder, found: Mapping[str, Any]) -> Any:
     }
 
 
-def _stage(folder: Folder) -> Any:
+def _stage(name: str, folder: Folder) -> Any:
     record = folder.record
     return {
-        "name": folder.name,
+        "name": name,
         "seconds": record["seconds"],
         "cached": folder.cached,
         "peak_memory_bytes": record["peak_memory_bytes"],

@@ -125,8 +125,7 @@ class Store:
         self.world = world
         self.imports = tuple(imports)
         self.extensions = extension_hashes(imports)
-        self.made: list[Folder] = []
-        self.trials: list[Folder] = []
+        self.given: list[Folder] = []
         self.elsewhere = False
 
     def ensure(self, stage: Stage, trial: str | None = None) -> Folder:
@@ -151,7 +150,7 @@ class Store:
             if self.world.main:
                 _make(self.folder)
             folder = self._make(stage, mark, final, trial)
-        (self.made if trial is None else self.trials).append(folder)
+        self.given.append(folder)
         return folder
 
     def found(self, stage: Stage, trial: str | None = None) -> Folder:
@@ -178,7 +177,7 @@ class Store:
     @property
     def cached(self) -> bool:
         """Whether everything that was asked for was there."""
-        return not self.elsewhere and all(f.cached for f in [*self.made, *self.trials])
+        return not self.elsewhere and all(folder.cached for folder in self.given)
 
     def _finished(self, name: str, final: Path) -> Folder | None:
         try:

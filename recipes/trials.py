@@ -162,7 +162,7 @@ def make_trial(task: tuple[Origin, Path, Sequence[str], Shape, float]) -> Made:
     import_extensions(imports)
     store = Store(root, Display(quiet=True), World(), imports)
     Trials(origin, store.ensure).score(shape, share)
-    return [(made.name, made.record["seconds"]) for made in store.trials if not made.cached]
+    return [(made.name, made.record["seconds"]) for made in store.given if not made.cached]
 
 
 VETO = 0.1

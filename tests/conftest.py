@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,12 @@ def _tiny_model(
     layer = torch.nn.Linear(32, dense) if dense else None
     backbone = AutoModel.from_config(config)
     return TextModel(backbone, tokenizer, task.signal, encoding, layer).eval()
+
+
+def pytest_configure() -> None:
+    """One thread: tiny models gain nothing from more, and busy cores make threads spin."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(autouse=True)
