@@ -19,7 +19,7 @@ demo: .venv/.demo
 	$(BIN)/paredown run search_query
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: .venv/.dev typing
 	$(BIN)/ruff check .
