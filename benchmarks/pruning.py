@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +272,9 @@ def main() -> None:
     if options.quick:
         show("pruning (few rows: the figures mean nothing)", rows)
     else:
-        record("pruning", rows, teachers=teachers, minutes=minutes, expected=EXPECTED)
+        tools = {name: metadata.version(name) for name in PEERS}
+        facts = {"teachers": teachers, "minutes": minutes, "peers": tools}
+        record("pruning", rows, **facts, expected=EXPECTED)
 
 
 if __name__ == "__main__":
