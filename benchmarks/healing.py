@@ -38,7 +38,7 @@ from paredown.distill.trainer import (
     set_dropout,
 )
 from paredown.eval.checkpoints import save_model
-from paredown.eval.models import load_model
+from paredown.eval.models import load_model, no_loading_bar
 from paredown.recipes.task_rows import labels_of
 
 ENDLESS = 10**6
@@ -224,7 +224,8 @@ def _sentence_transformers(contest: Contest, student: Student, pace: Pace, folde
     sentences = _sentences(contest)
     pace = pace.now()
     options = {"attn_implementation": "eager"}
-    model = SentenceTransformer(str(student.path), device="cpu", model_kwargs=options)
+    with no_loading_bar():
+        model = SentenceTransformer(str(student.path), device="cpu", model_kwargs=options)
     if settings.dropout is not None:
         set_dropout(model, settings.dropout)
     arguments = SentenceTransformerTrainingArguments(
@@ -247,7 +248,8 @@ def _sentence_transformers(contest: Contest, student: Student, pace: Pace, folde
     pace.govern(trainer)
     trainer.train()
     seconds = pace.elapsed
-    model.save(str(folder))
+    with no_loading_bar():
+        model.save(str(folder), create_model_card=False)
     shutil.rmtree(scratch)
     return Healed(folder, seconds, trainer.state.global_step * settings.batch_size)
 
