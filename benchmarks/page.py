@@ -9,15 +9,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from recording import RESULTS
+from recording import RESULTS, figure, times
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 HEAD = """# Performance
 
 Made by `python benchmarks/page.py` from the files under `benchmarks/results/`, which hold every
-round, the command, the versions and the machine. Figures are medians over rounds taken in turns in
-one process; the ratio is the median of the ratios of the rounds. Machines are shared and noisy:
-read the ratios.
+round, the command, the versions and the machine. Speeds are medians over rounds taken in turns in
+one process; their ratio is the median of the ratios of the rounds. Machines are shared and noisy:
+read the ratios. Shares kept come from one run, with the 95 % interval of the paired difference over
+the test rows.
 """
 
 
@@ -30,20 +31,69 @@ def section(result: dict[str, Any]) -> str:
         f"{machine['processor']}, {machine['cores']} cores, "
         f"torch {machine['libraries']['torch']}, "
         f"transformers {machine['libraries']['transformers']}.\n",
-        "| case | paredown | peer | unit | ratio |",
-        "|---|---|---|---|---|",
     ]
-    for row in result["rows"]:
+    paired = any("flops" in row for row in result["rows"])
+    lines += competition(result["rows"]) if paired else plain(result["rows"])
+    remarks = RESULTS / f"{result['name']}.md"
+    if remarks.exists():
+        lines += ["", remarks.read_text("utf-8").strip()]
+    return "\n".join(lines) + "\n"
+
+
+def plain(rows: list[dict[str, Any]]) -> list[str]:
+    """A table of figures and ratios."""
+    lines = ["| case | paredown | peer | unit | ratio |", "|---|---|---|---|---|"]
+    for row in rows:
         lines.append(
-            f"| {row['case']} | {row['ours']:,.1f} | {row['peer']:,.1f} | {row['unit']} "
-            f"| {row['ratio']:.2f} × |"
+            f"| {row['case']} | {figure(row['ours'])} | {figure(row['peer'])} | {row['unit']} "
+            f"| {times(row['ratio'])} |"
         )
         if "ours_distance" in row:
             lines.append(
                 f"| … 1 − cosine to the teacher afterwards | {row['ours_distance']:.4f} "
                 f"| {row['peer_distance']:.4f} | | |"
             )
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def competition(rows: list[dict[str, Any]]) -> list[str]:
+    """A table of shares kept by two sides, and where ours is not ahead beyond the interval."""
+    lines = [
+        "Each side's share of the teacher's FLOPs stands beside what it keeps.\n",
+        "| case | paredown | peer | unit | ratio | difference, 95 % |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        ours, peer = row["flops"].values()
+        theirs = f"{figure(row['peer'])} at {peer:.3f}"
+        if row["peer"] is None:
+            theirs = f"out of its reach: its smallest has {peer:.3f}"
+        lines.append(
+            f"| {row['case']} | {figure(row['ours'])} at {ours:.3f} | {theirs} | {row['unit']} "
+            f"| {times(row['ratio'])} | {interval(row)} |"
+        )
+    lines.append("")
+    compared = [row for row in rows if "difference" in row]
+    behind = [row for row in compared if not row["ahead"]]
+    lines.append(
+        f"Ahead beyond the paired interval in {len(compared) - len(behind)} of {len(compared)} "
+        f"comparisons; {len(rows) - len(compared)} are out of the peer's reach."
+    )
+    if behind:
+        lines.append("Not ahead:\n")
+    for row in behind:
+        shapes = " beside ".join(row["shapes"].values())
+        word = "behind" if row["difference"][1] < 0 else "cannot be told apart"
+        lines.append(f"- {row['case']}: {word} ({interval(row)}; {shapes}).")
+    return lines
+
+
+def interval(row: dict[str, Any]) -> str:
+    """The interval of the difference, in the unit of the row."""
+    if "difference" not in row:
+        return ""
+    low, high = row["difference"]
+    return f"{low:+.4f} to {high:+.4f}"
 
 
 def main() -> None:

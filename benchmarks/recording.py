@@ -25,7 +25,7 @@ def in_turns(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str,
     """
     found: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds):
-        names = list(sides) if turn % 2 == 0 else list(reversed(sides))
+        names = list(sides)[:: 1 if turn % 2 == 0 else -1]
         for name in names:
             found[name].append(sides[name]())
             print(f"  round {turn + 1} of {rounds}, {name}: {found[name][-1]:,.1f}", flush=True)
@@ -61,15 +61,29 @@ def record(name: str, rows: Sequence[Mapping[str, Any]], **facts: Any) -> None:
     }
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    show(name, rows)
+
+
+def show(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints the table."""
     table = Table(title=name)
     for column in ("case", "ours", "peer", "unit", "ratio"):
         table.add_column(column, justify="left" if column in ("case", "unit") else "right")
     for line in rows:
         table.add_row(
-            line["case"],
-            f"{line['ours']:,.1f}",
-            f"{line['peer']:,.1f}",
-            line["unit"],
-            f"{line['ratio']:.2f} ×",
-        )
+            line["case"], figure(line["ours"]), figure(line["peer"]), line["unit"],
+            times(line["ratio"]),
+        )  # fmt: skip
     Console().print(table)
+
+
+def figure(value: float | None) -> str:
+    """A figure for people: shares with four digits behind the point, the rest with one."""
+    if value is None:
+        return "out of its reach"
+    return f"{value:,.4f}" if abs(value) < 10 else f"{value:,.1f}"
+
+
+def times(ratio: float | None) -> str:
+    """A ratio for people."""
+    return "" if ratio is None else f"{ratio:.2f} ×"
