@@ -20,7 +20,7 @@ import yaml
 
 from ..eval.tasks import TASKS
 from . import figures, plot
-from .report import COST_ROWS, OUTCOMES, headline, search_rows
+from .report import COST_ROWS, OUTCOMES, headline, mask_sentence, search_rows
 
 _LONGEST_TEXT = 700
 
@@ -89,6 +89,7 @@ def page(report: Mapping[str, Any], differing: Sequence[Mapping[str, Any]]) -> s
         tiles=_tiles(report),
         metrics=_metrics(report["quality"]),
         costs=_costs(report["cost"]),
+        mask=_unbroken(mask_sentence(report) or ""),
         exports=[{**dict.fromkeys(_EXPORT), **export} for export in report["exports"]],
         search=search_rows(report["search"]) if report.get("search") else None,
         measurements=_measurements(report["measurements"]),
