@@ -26,6 +26,7 @@ from .report_schema import (
     Target,
     Vocabulary,
 )
+from .trials import cost_kind
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -321,9 +322,9 @@ def _export_table(exports: Sequence[Mapping[str, Any]], metric: str) -> Table:
 
 def search_rows(search: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The trials of a search as columns and rows, those that got furthest first."""
-    ((kind, _),) = search["budget"].items()
+    kind = cost_kind(search)
     rounds = ["as cut", *(f"{share:.0%} trained" for share in search["healed"][1:])]
-    columns = ["shape", f"{kind} predicted", "saved", *rounds, "metric kept", ""]
+    columns = ["shape", f"{kind.name} predicted", "saved", *rounds, "metric kept", ""]
     trials = sorted(
         search["trials"],
         key=lambda t: (not t["chosen"], -len(t["agreement"]), -t["agreement"][-1]),
@@ -335,8 +336,8 @@ def search_rows(search: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [
                 trial["name"],
-                figures.share(trial["predicted"][kind]),
-                figures.share(trial["measured"][kind]),
+                kind.shown(trial["predicted"].get(kind.key)),
+                kind.shown(trial["measured"].get(kind.key)),
                 *scores,
                 figures.share(trial["retention"][-1]),
                 "chosen" if trial["chosen"] else "",
