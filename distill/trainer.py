@@ -184,6 +184,16 @@ class _Report(TrainerCallback):
         self.progress(state.global_step, state.max_steps)
 
 
+class _AfterStep(TrainerCallback):
+    """Calls what must hold again once the optimizer has changed the weights."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.function()
+
+
 def set_dropout(model: nn.Module, probability: float) -> None:
     """Gives every dropout of a model this probability; the config that is saved keeps its own."""
     for module in model.modules():
@@ -265,6 +275,7 @@ def train(
     teacher_hidden: int = 0,
     barrier: Callable[[], None] = lambda: None,
     progress: Callable[[int, int], None] | None = None,
+    after_step: Callable[[], None] | None = None,
 ) -> Trained:
     """Trains a student in place and leaves the best checkpoint's weights in it.
 
@@ -281,6 +292,8 @@ def train(
         teacher_hidden: For ``hidden_mse``: the width of the teacher's token vectors.
         barrier: Waits for all processes.
         progress: Called with steps done and steps in all.
+        after_step: Called after each step of the optimizer, before anything is saved or judged:
+            puts back what must not change, such as weights that stay zero.
 
     Raises:
         RunError: If the loss stops being a finite number.
@@ -291,6 +304,8 @@ def train(
     trainer = DistillTrainer(distiller, arguments, terms, rows, validate)
     if progress is not None:
         trainer.add_callback(_Report(progress))
+    if after_step is not None:
+        trainer.add_callback(_AfterStep(after_step))
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)

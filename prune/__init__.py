@@ -4,7 +4,7 @@ from .anatomy import AXES, Anatomy, anatomy_of
 from .architectures import ANATOMIES
 from .criteria import CRITERIA, Criterion, axis_importance, register_criterion
 from .index_maps import compose
-from .masks import Pattern, mask_model, pattern_of
+from .masks import Pattern, Zeros, mask_model, pattern_of
 from .pruning import Pruned, prune_model
 from .surgery import Cut, IndexMap, cut, cut_backbone
 from .vocabulary import PrunedVocabulary, TokenizationChange, prune_vocabulary, tokenization_change
@@ -21,6 +21,7 @@ __all__ = [
     "Pruned",
     "PrunedVocabulary",
     "TokenizationChange",
+    "Zeros",
     "anatomy_of",
     "axis_importance",
     "compose",

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..eval.errors import RecipeError
+from ..eval.errors import RecipeError, RunError
 from ..eval.models import TextModel
 from .anatomy import anatomy_of
 from .calibration import LayerRunner, batches_of
@@ -73,7 +73,7 @@ def mask_model(
 
     Args:
         model: Is not changed.
-        rows: Calibration rows.
+        rows: Calibration rows; ``magnitude`` reads none.
         method: ``magnitude`` |w|; ``wanda`` |w| ‖x‖₂ (Sun et al., 2306.11695), both compared within
             a row of the output; ``sparsegpt`` w² / (H⁻¹)ⱼⱼ, the others updated (Frantar and
             Alistarh, 2301.00774).
@@ -85,42 +85,58 @@ def mask_model(
         ``maps``, ``method``.
 
     Raises:
-        RecipeError: If a map's inputs are no multiple of the pattern's group.
+        RecipeError: If a map's inputs are no multiple of the pattern's group, or nothing goes.
     """
     if method not in ("magnitude", "wanda", "sparsegpt"):
         raise RecipeError(f"Unknown mask '{method}'; magnitude, wanda and sparsegpt are known.")
     work = copy.deepcopy(model)
     anatomy = anatomy_of(model.config)
-    runner = LayerRunner(work, anatomy, batches_of(work, rows), precision)
+    runner = None
+    if method != "magnitude":
+        runner = LayerRunner(work, anatomy, batches_of(work, rows), precision)
     zeros = total = maps = 0
     for number, layer in enumerate(anatomy.layers_of(work.backbone)):
-        linears = {
-            path: Linear(module)
-            for path, module in layer.named_modules()
-            if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-        }
-        grams = _grams(layer, linears, runner, number) if method != "magnitude" else {}
+        linears = _linears(layer)
+        grams = _grams(layer, linears, runner, number) if runner else {}
         for path, linear in linears.items():
             if pattern.group and linear.inputs % pattern.group:
                 raise RecipeError(
-                    f"'{path}' reads {linear.inputs} numbers, no multiple of {pattern.group}: "
-                    "choose another pattern."
+                    f"`prune.mask.pattern`: '{path}' reads {linear.inputs} numbers, no multiple of "
+                    f"{pattern.group}: choose another pattern."
                 )
-            weight = linear.weight.detach().double().cpu()
-            if method == "sparsegpt":
-                new = _sparsegpt(weight, grams[path], pattern)
-            else:
-                score = weight.abs()
-                if method == "wanda":
-                    score = score * grams[path].diagonal().clamp(min=0).sqrt()
-                new = weight * _kept(score, pattern)
+            new = _masked(linear.weight.detach().double().cpu(), method, grams.get(path), pattern)
             with torch.no_grad():
                 linear.weight.copy_(new)
             zeros += int((new == 0).sum())
             total, maps = total + new.numel(), maps + 1
-        for batch, states in enumerate(runner.inputs):
+        for batch, states in enumerate(runner.inputs if runner else ()):
+            assert runner is not None
             runner.inputs[batch] = runner.run(layer, number, batch, states)
+    if not zeros:
+        raise RecipeError(
+            f"`prune.mask.pattern`: a share of {pattern.share} takes no weight of these maps; ask "
+            "for more."
+        )
     return work.eval(), {"zeros": zeros / total, "maps": maps, "method": method}
+
+
+def _linears(layer: nn.Module) -> dict[str, Linear]:
+    """The linear maps of a layer by their paths in it."""
+    return {
+        path: Linear(module)
+        for path, module in layer.named_modules()
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    }
+
+
+def _masked(weight: Tensor, method: Method, gram: Tensor | None, pattern: Pattern) -> Tensor:
+    """A weight with its zeros, (out, in) float64; ``gram`` is None for magnitude."""
+    if gram is None:
+        return weight * _kept(weight.abs(), pattern)
+    if method == "wanda":
+        read = gram.diagonal().clamp(min=0).sqrt()
+        return weight * _kept(weight.abs() * read, pattern)
+    return _sparsegpt(weight, gram, pattern)
 
 
 def _grams(
@@ -211,3 +227,49 @@ def zeros_of(model: nn.Module) -> float:
     """Share of a model's numbers that are exactly zero."""
     counts = [(int((p == 0).sum()), p.numel()) for p in model.parameters()]
     return float(np.sum([zero for zero, _ in counts]) / np.sum([count for _, count in counts]))
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """Where the linear maps of a masked model are zero, for a training that leaves them so.
+
+    Attributes:
+        places: Name of a parameter → where it is zero, bool, of its shape.
+    """
+
+    places: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, model: TextModel) -> Zeros:
+        """Finds the zeros of a model that `mask_model` made, or of its checkpoint."""
+        layers = anatomy_of(model.config).layers_of(model.backbone)
+        maps = {id(m.module.weight) for layer in layers for m in _linears(layer).values()}
+        found = {name: p == 0 for name, p in model.named_parameters() if id(p) in maps}
+        return cls(found)
+
+    @torch.no_grad()
+    def keep(self, model: TextModel) -> None:
+        """Sets the weights at these places to zero again, in the model itself.
+
+        Raises:
+            RunError: If the model's weights are split over processes.
+        """
+        parameters = dict(model.named_parameters())
+        for name, place in self.places.items():
+            weight = parameters.get(name)
+            if weight is None or weight.shape != place.shape or hasattr(weight, "device_mesh"):
+                raise RunError(
+                    f"`prune.mask`: its zeros cannot be kept in '{name}', which this launch splits "
+                    "over processes; train with plain data parallelism, or leave the mask out."
+                )
+            if place.device != weight.device:  # once, after the Trainer moved the model
+                place = self.places[name] = place.to(weight.device)
+            weight.masked_fill_(place, 0.0)
+
+    def lost(self, model: TextModel) -> int:
+        """Weights at these places that are not zero in a model."""
+        parameters = dict(model.named_parameters())
+        return sum(
+            int((parameters[name].detach().cpu()[place.cpu()] != 0).sum())
+            for name, place in self.places.items()
+        )

@@ -44,6 +44,7 @@ def contradictions(recipe: Recipe) -> list[Problem]:
         *_data(recipe.data, recipe.task, embeds),
         *_teacher(recipe.teacher, has_student=recipe.student is not None),
         *(_prune(recipe.prune, recipe.budget is not None) if recipe.prune else ()),
+        *_mask(recipe),
         *_budget(recipe),
         *_rounds(recipe),
         *_student(recipe),
@@ -142,10 +143,11 @@ def _rounds(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _prune(prune: Prune, searched: bool) -> Iterator[Problem]:
-    if not prune.sizes and prune.vocabulary is None and not searched:
+    if not prune.sizes and prune.vocabulary is None and prune.mask is None and not searched:
         yield Problem(
             ("prune",),
-            "cuts nothing: give layers, intermediate_size, vocabulary or another axis, or drop it.",
+            "cuts nothing: give layers, intermediate_size, vocabulary or another axis, or a mask, "
+            "or drop it.",
         )
     if prune.importance is not None and not prune.sizes and not searched:
         yield Problem(("prune", "importance"), "chooses what is kept, and no size is cut.")
@@ -156,6 +158,38 @@ def _prune(prune: Prune, searched: bool) -> Iterator[Problem]:
         yield Problem(
             ("prune", "round_to"), "rounds intermediate_size and hidden_size; neither is cut."
         )
+
+
+def _mask(recipe: Recipe) -> Iterator[Problem]:
+    prune = recipe.prune
+    if prune is None or prune.mask is None:
+        return
+    if recipe.budget is not None:
+        yield Problem(
+            ("prune", "mask"),
+            "saves nothing in a dense checkpoint, and a budget asks what to save; leave one out.",
+        )
+    if prune.rounds > 1:
+        yield Problem(
+            ("prune", "mask"),
+            f"is set once, and {prune.rounds} rounds would cut what is masked; say rounds: 1, or "
+            "leave the mask out.",
+        )
+    if not prune.sizes and not prune.compensate:
+        yield Problem(
+            ("prune", "compensate"), "fits what remains to what was cut, and no size is cut."
+        )
+    default = type(prune).model_fields["calibration_rows"].default
+    if not reads_rows(prune) and prune.calibration_rows != default:
+        yield Problem(
+            ("prune", "calibration_rows"),
+            "nothing is measured on rows: no size is cut, and magnitude looks at weights alone.",
+        )
+
+
+def reads_rows(prune: Prune) -> bool:
+    """Whether something under ``prune`` is measured on calibration rows."""
+    return bool(prune.sizes) or (prune.mask is not None and prune.mask.method != "magnitude")
 
 
 def _student(recipe: Recipe) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ import yaml
 
 from ..eval.tasks import TASKS
 from . import figures, plot
-from .report import OUTCOMES, cost_rows, headline, search_rows
+from .report import OUTCOMES, cost_rows, headline, mask_sentence, search_rows
+from .trial_plot import bound, cost_kind, trial_points
 
 _LONGEST_TEXT = 700
 
@@ -89,8 +91,10 @@ def page(report: Mapping[str, Any], differing: Sequence[Mapping[str, Any]]) -> s
         tiles=_tiles(report),
         metrics=_metrics(report["quality"]),
         costs=_costs(report["cost"]),
+        mask=_unbroken(mask_sentence(report) or ""),
         exports=[{**dict.fromkeys(_EXPORT), **export} for export in report["exports"]],
         search=search_rows(report["search"]) if report.get("search") else None,
+        trials=_trials(report["search"]) if report.get("search") else None,
         measurements=_measurements(report["measurements"]),
         stages=_stages(report["stages"]),
         splits=report["data"].get("rows") or {},
@@ -147,6 +151,18 @@ def _plot(report: Mapping[str, Any]) -> str:
     if len(points) < 2:
         return ""
     return plot.quality_plot(points, target["retain"], target["compute"])
+
+
+def _trials(search: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The plot of a search and the name of its axis; None where no cost was measured."""
+    from markupsafe import Markup
+
+    points = [replace(p, said=visible(p.said)) for p in trial_points(search)]
+    if not points:
+        return None
+    kind, most = cost_kind(search), bound(search)
+    drawn = plot.trials_plot(points, most, kind.tick)
+    return {"plot": Markup(drawn), "axis": kind.axis, "bound": most is not None}
 
 
 def _points(report: Mapping[str, Any]) -> list[plot.Point]:

@@ -168,7 +168,7 @@ def _quality(report: Mapping[str, Any]) -> str:
 
 
 def _cost(report: Mapping[str, Any]) -> str:
-    from .report import cost_rows
+    from .report import cost_rows, mask_sentence
 
     cost = report["cost"]
     lines = ["| per row | teacher | student |", "|---|---|---|"]
@@ -180,6 +180,8 @@ def _cost(report: Mapping[str, Any]) -> str:
         "",
         "PyTorch, fp32, one thread, one row at a time" + (f", {where}." if where else "."),
     ]
+    if (said := mask_sentence(report)) is not None:
+        lines += ["", said]
     return "\n".join(lines)
 
 
@@ -229,6 +231,10 @@ def _made(report: Mapping[str, Any]) -> str:
         words = report["vocabulary"] or {}
         size = f" ({figures.whole(words['kept'])} tokens)" if words.get("kept") else ""
         steps.append(f"Vocabulary cut to the tokens of the training texts{size}.")
+    mask = prune.get("mask")
+    if mask:
+        kept = ", and kept there in training" if distill else ""
+        steps.append(f"Weights set to zero by {mask['method']}, {mask['pattern']}{kept}.")
     if distill:
         losses = ", ".join(_code(name) for name in distill.get("losses") or {})
         counts = report["data"].get("rows") or {}

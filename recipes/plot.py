@@ -7,7 +7,7 @@ its text keeps its size. Colours come from the page's classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
@@ -63,19 +63,38 @@ class Point:
 
 
 @dataclass(frozen=True)
+class TrialPoint:
+    """One shape that a search tried.
+
+    Attributes:
+        cost: What the budget bounds, as measured; above 0.
+        cut: Agreement with the teacher before any training.
+        healed: After its last round of training; None where it was in none.
+        said: All of it in words, for the tooltip and for screen readers.
+        chosen: Whether the search ended with it.
+    """
+
+    cost: float
+    cut: float
+    healed: float | None
+    said: str
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
 class _Scale:
-    """Maps retention to pixels down and compute, on a log scale, to percent across."""
+    """Maps quality to pixels down and cost, on a log scale, to percent across."""
 
     bottom: float
     top: float
     left: float
     right: float
 
-    def y(self, retention: float) -> float:
-        return _BOTTOM - (retention - self.bottom) / (self.top - self.bottom) * (_BOTTOM - _TOP)
+    def y(self, quality: float) -> float:
+        return _BOTTOM - (quality - self.bottom) / (self.top - self.bottom) * (_BOTTOM - _TOP)
 
-    def x(self, compute: float) -> float:
-        return 100 * math.log(compute / self.left) / math.log(self.right / self.left)
+    def x(self, cost: float) -> float:
+        return 100 * math.log(cost / self.left) / math.log(self.right / self.left)
 
 
 def quality_plot(points: Sequence[Point], retain: float, compute: float) -> str:
@@ -96,7 +115,8 @@ def quality_plot(points: Sequence[Point], retain: float, compute: float) -> str:
         f"at least {figures.share(retain)} at no more than {figures.share(compute)} of the "
         "compute.</desc>",
         _target_area(scale, retain, compute),
-        _axes(scale, retain),
+        _upright(scale, _rounded_share, retain),
+        _across(scale, _shares(scale.left, scale.right), lambda v: figures.share(v, int(v < 0.01))),
     ]
     labels = _label_places(shown, scale)
     order: list[Kind] = ["baseline", "export", "teacher", "student"]
@@ -130,27 +150,36 @@ def _target_area(scale: _Scale, retain: float, compute: float) -> str:
     )
 
 
-def _axes(scale: _Scale, retain: float) -> str:
-    parts = [f'<line class="axis" x1="0" x2="100%" y1="{_BOTTOM}" y2="{_BOTTOM}"/>']
+def _upright(scale: _Scale, label: Callable[[float], str], without: float | None = None) -> str:
+    """Lines across at round values, labelled but for the one that is labelled already."""
+    parts = []
     for value in _ticks(scale.bottom, scale.top):
         y = scale.y(value)
         if y > _BOTTOM - 6:
             continue
         parts.append(f'<line class="grid" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>')
-        if abs(y - scale.y(retain)) > 1:
-            label = figures.share(value, 0 if abs(100 * value - round(100 * value)) < 1e-6 else 1)
-            parts.append(f'<text class="tick" x="0" y="{y - 4:.1f}">{label}</text>')
+        if without is None or abs(y - scale.y(without)) > 1:
+            parts.append(f'<text class="tick" x="0" y="{y - 4:.1f}">{label(value)}</text>')
+    return "".join(parts)
+
+
+def _rounded_share(value: float) -> str:
+    return figures.share(value, 0 if abs(100 * value - round(100 * value)) < 1e-6 else 1)
+
+
+def _across(scale: _Scale, values: Sequence[float], label: Callable[[float], str]) -> str:
+    """The axis of cost, with those values that have room."""
+    parts = [f'<line class="axis" x1="0" x2="100%" y1="{_BOTTOM}" y2="{_BOTTOM}"/>']
     last = -100.0
-    for value in _shares(scale.left, scale.right):
+    for value in values:
         x = scale.x(value)
         if x - last < 11:  # percent of the width: nearer than this, labels touch on a phone
             continue
         last = x
-        label = figures.share(value, 0 if value >= 0.01 else 1)
         parts.append(
             f'<line class="axis" x1="{x:.2f}%" x2="{x:.2f}%" y1="{_BOTTOM}" y2="{_BOTTOM + 5}"/>'
-            f'<text class="tick" x="{x:.2f}%" y="{_BOTTOM + 20}" text-anchor="middle">{label}'
-            "</text>"
+            f'<text class="tick" x="{x:.2f}%" y="{_BOTTOM + 20}" text-anchor="middle">'
+            f"{label(value)}</text>"
         )
     return "".join(parts)
 
@@ -209,6 +238,65 @@ def _mark(point: Point, scale: _Scale, label: float) -> str:
         f'<text x="{20 * side}" y="{down + 4:.1f}" text-anchor="{anchor}">'
         f'<tspan class="name">{escape(point.name)}</tspan> '
         f'<tspan class="value">{figures.share(point.retention)}</tspan></text></g></svg>'
+    )
+
+
+def trials_plot(
+    trials: Sequence[TrialPoint], bound: tuple[float, str] | None, label: Callable[[float], str]
+) -> str:
+    """Draws a search: agreement against cost, of each trial as cut and as healed.
+
+    Args:
+        trials: At least one.
+        bound: The most a trial may cost, and its caption; None where cost is not bounded.
+        label: Writes a cost on the axis.
+    """
+    heights = [h for t in trials for h in (t.cut, t.healed) if h is not None]
+    costs = [trial.cost for trial in trials] + ([bound[0]] if bound else [])
+    room = 0.08 * (max(heights) - min(heights)) or 0.05
+    scale = _Scale(
+        max(0.0, min(heights) - room), max(heights) + room, min(costs) / 1.06, max(costs) * 1.06
+    )
+    values = _shares(scale.left, scale.right)
+    if len(values) < 3:  # trials of one budget cost nearly the same
+        values = [value for value in _ticks(scale.left, scale.right) if value > 0]
+    said = "; ".join(trial.said for trial in trials) + (f". {bound[1]}" if bound else "")
+    parts = [
+        f'<svg class="plot" width="100%" height="{_HEIGHT}" role="group" '
+        'aria-labelledby="trials-title trials-text">',
+        '<title id="trials-title">Trials: agreement with the teacher against cost</title>',
+        f'<desc id="trials-text">{escape(said)}.</desc>',
+        _upright(scale, lambda value: f"{value:.6g}"),
+        _across(scale, values, label),
+        _bound(scale, *bound) if bound else "",
+        *(_trial(trial, scale) for trial in sorted(trials, key=lambda trial: trial.chosen)),
+    ]
+    return "".join([*parts, "</svg>"])
+
+
+def _bound(scale: _Scale, value: float, caption: str) -> str:
+    x = scale.x(value)
+    return (
+        f'<line class="goal" x1="{x:.2f}%" x2="{x:.2f}%" y1="{_TOP - 8}" y2="{_BOTTOM}"/>'
+        f'<text class="goal-text" x="{x:.2f}%" y="{_BOTTOM + 38}" '
+        f'text-anchor="{"end" if x > 80 else "middle"}">{escape(caption)}</text>'
+    )
+
+
+def _trial(trial: TrialPoint, scale: _Scale) -> str:
+    x, y = scale.x(trial.cost), scale.y(trial.cut)
+    healed = ""
+    if trial.healed is not None:
+        down = scale.y(trial.healed) - y
+        healed = (
+            f'<path d="M0 0V{down:.1f}"/>'
+            f'<circle class="healed" cy="{down:.1f}" r="{7 if trial.chosen else 5}"/>'
+        )
+    return (
+        f'<svg x="{x:.2f}%" y="{y:.1f}" overflow="visible">'
+        f'<g class="mark trial{" chosen" if trial.chosen else ""}" role="img" tabindex="0" '
+        f'aria-label="{escape(trial.said)}"><title>{escape(trial.said)}</title>'
+        f'{healed}<circle class="cut" r="4.5"/></g></svg>'
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from .report_schema import (
     Data,
     Difference,
     Export,
+    Mask,
     Measurement,
     Quality,
     Ratio,
@@ -25,6 +26,7 @@ from .report_schema import (
     Target,
     Vocabulary,
 )
+from .trial_plot import cost_kind
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,6 +47,7 @@ def build_report(
     data: Data,
     environment: Mapping[str, Any],
     vocabulary: Vocabulary | None = None,
+    mask: Mask | None = None,
     differing: Sequence[Difference] = (),
     notes: Sequence[str] = (),
     search: Search | None = None,
@@ -64,6 +67,7 @@ def build_report(
         data: Rows, and dropped rows.
         environment: Machine and versions.
         vocabulary: What cutting it changed, if it was cut.
+        mask: Which weights are zero, if some were set so.
         differing: Rows that both models decide differently; the first twenty are kept.
         notes: Sentences a reader should know.
         search: How the student's shape was found, where the recipe has a budget.
@@ -95,6 +99,7 @@ def build_report(
         exports=list(exports),
         stages=list(stages),
         vocabulary=vocabulary,
+        mask=mask,
         data=data,
         environment=dict(environment),
         differing=list(differing)[:20],
@@ -191,6 +196,27 @@ def evidence(report: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def mask_sentence(report: Mapping[str, Any]) -> str | None:
+    """What a mask set to zero and that it saves nothing, with the figures; None without a mask."""
+    mask = report.get("mask")
+    if not mask:
+        return None
+    places = 0 if abs(100 * mask["zeros"] - round(100 * mask["zeros"])) < 0.05 else 1
+    pattern = mask["pattern"] if isinstance(mask["pattern"], str) else "unstructured"
+    size = " → ".join(figures.size(mask["bytes"][side]) for side in ("teacher", "student"))
+    times = [figures.digits(mask["latency_ms_p50"][side], " ms") for side in ("teacher", "student")]
+    known = figures.NOT_MEASURED not in times
+    took = f"{' → '.join(times)}, measured" if known else f"latency {figures.NOT_MEASURED}"
+    opening = (
+        f"{figures.share(mask['zeros'], places)} of the weights of {mask['maps']} linear maps are "
+        f"zero ({mask['method']}, {pattern}). "
+        "A dense runtime multiplies by zeros as by any number: "
+    )
+    if mask["cut"]:
+        return f"{opening}of what the student saves ({size}; {took}), they save nothing."
+    return f"{opening}no smaller ({size}) and no faster ({took})."
+
+
 OUTCOMES = {"pass": "Target met", "fail": "Target not met", "undecided": "Undecided"}
 """The verdicts in words."""
 
@@ -215,6 +241,8 @@ def print_summary(report: Mapping[str, Any], console: Console) -> None:
     console.print()
     console.print(_quality_table(report["quality"]))
     console.print(_cost_table(report["cost"]))
+    if (said := mask_sentence(report)) is not None:
+        console.print(Text(f"Mask: {said}\n"))
     if report["exports"]:
         console.print(_export_table(report["exports"], report["quality"]["metric"]))
     if report.get("search"):
@@ -294,9 +322,10 @@ def _export_table(exports: Sequence[Mapping[str, Any]], metric: str) -> Table:
 
 def search_rows(search: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The trials of a search as columns and rows, those that got furthest first."""
-    kind, shown = bounded_cost(search)
+    kind = cost_kind(search)
     rounds = ["as cut", *(f"{share:.0%} trained" for share in search["healed"][1:])]
-    columns = ["shape", f"{kind} predicted", "saved", *rounds, "metric kept", "95 % interval", ""]
+    columns = ["shape", f"{kind.name} predicted", "saved", *rounds, "metric kept"]
+    columns += ["95 % interval", ""]
     trials = sorted(
         search["trials"],
         key=lambda t: (not t["chosen"], -len(t["agreement"]), -t["agreement"][-1]),
@@ -308,8 +337,8 @@ def search_rows(search: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [
                 trial["name"],
-                shown(trial["predicted"][kind]),
-                shown(trial["measured"][kind]),
+                kind.shown(trial["predicted"].get(kind.key)),
+                kind.shown(trial["measured"].get(kind.key)),
                 *scores,
                 figures.share(trial["retention"][-1]),
                 figures.span(trial["interval"]),
@@ -317,14 +346,6 @@ def search_rows(search: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             ]
         )
     return columns, rows
-
-
-def bounded_cost(search: Mapping[str, Any]) -> tuple[str, Callable[[Any], str]]:
-    """The cost that a search's shapes are told apart by, and how it is written."""
-    ((kind, _),) = search["budget"].items()
-    if kind == "retain":  # the smallest is looked for, and small means few FLOPs
-        return "flops", figures.share
-    return kind, {"latency_ms": _milliseconds, PRICE: _usd}.get(kind, figures.share)
 
 
 def _search_table(search: Mapping[str, Any]) -> Table:

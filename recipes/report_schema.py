@@ -156,6 +156,22 @@ class Vocabulary(TypedDict, total=False):
     tokens_per_text_after: float | None
 
 
+class Mask(TypedDict):
+    """Weights set to zero in a dense checkpoint, and what both models cost all the same.
+
+    ``zeros`` is their share of the weights of ``maps`` linear maps. ``cut`` says whether the
+    student was made smaller otherwise too.
+    """
+
+    method: str
+    pattern: float | str
+    zeros: float
+    maps: int
+    cut: bool
+    bytes: Pair
+    latency_ms_p50: Pair
+
+
 class Data(TypedDict, total=False):
     """Rows by split, rows dropped by split and reason, and where they come from."""
 
@@ -226,6 +242,7 @@ class Report(TypedDict):
     exports: list[Export]
     stages: list[Stage]
     vocabulary: Vocabulary | None
+    mask: Mask | None
     data: Data
     environment: dict[str, Any]
     differing: list[Difference]

@@ -21,7 +21,7 @@ _HUB_METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 def unknown_names(recipe: Recipe) -> list[Problem]:
-    """Finds every loss, loss option, metric, format and training argument that does not exist."""
+    """Finds every loss, option, metric, format, mask and argument that does not exist."""
     task = get_task(recipe.task)
     return [
         *_columns(recipe, task),
@@ -29,6 +29,7 @@ def unknown_names(recipe: Recipe) -> list[Problem]:
         *_metrics(recipe, task),
         *_formats(recipe, task),
         *_criterion(recipe),
+        *_pattern(recipe),
         *_arguments(recipe),
     ]
 
@@ -138,6 +139,17 @@ def _criterion(recipe: Recipe) -> Iterator[Problem]:
         if not named and axis not in CRITERIA[asked].axes:
             can = [name for name, other in CRITERIA.items() if axis in other.axes]
             yield Problem(path, f"'{asked}' does not score {axis}; {', '.join(can)} can.")
+
+
+def _pattern(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.prune is None or recipe.prune.mask is None:
+        return
+    from ..prune.masks import pattern_of
+
+    try:
+        pattern_of(recipe.prune.mask.pattern)
+    except RecipeError as error:
+        yield Problem(("prune", "mask", "pattern"), str(error))
 
 
 def _arguments(recipe: Recipe) -> Iterator[Problem]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..eval.errors import RecipeError
 from ..eval.tasks import get_task
+from .consistency import reads_rows
 from .schema import Budget, Recipe
 
 TOPICS = ("card", "cash", "rate", "loan", "fees", "bank")
@@ -97,7 +98,12 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
             section["batch_size"] = min(section.get("batch_size", 16), 16)
             section["arguments"] = _shortened(section.get("arguments", {}))
     if values["prune"]:
-        values["prune"] |= {"layers": keep, "calibration_rows": 32, "round_to": None}
+        assert recipe.prune is not None
+        values["prune"] |= {"layers": keep, "round_to": None}
+        if reads_rows(recipe.prune) or recipe.budget is not None:
+            values["prune"]["calibration_rows"] = 32
+        if recipe.prune.mask is not None and isinstance(recipe.prune.mask.pattern, str):
+            values["prune"]["mask"]["pattern"] = "2:4"  # which tiny widths are a multiple of
         tiny = {"intermediate_size": WIDTH // 2, "hidden_size": HIDDEN // 2}
         values["prune"] |= {axis: size for axis, size in tiny.items() if values["prune"][axis]}
         values["prune"]["rounds"] = min(values["prune"]["rounds"], SMOKE_ROUNDS)

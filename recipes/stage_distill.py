@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,10 @@ from ..distill.rows import DistillRows, TokenRows
 from ..distill.terms import WeightedLoss, weigh
 from ..eval.checkpoints import save_model
 from ..eval.data import Data
-from ..eval.errors import RecipeError
+from ..eval.errors import RecipeError, RunError
 from ..eval.models import TextModel, load_model
 from ..eval.tasks import Task, get_task
+from ..prune.masks import Zeros
 from .layer_maps import hidden_layers
 from .schema import Distill, Recipe
 from .stage_teacher import CHECKPOINT, model_options, teacher_checkpoint
@@ -69,6 +72,7 @@ def distill_stage(
         "metric": metric,
         "symmetric": symmetric,
         "task": task.name,
+        "masked": recipe.prune is not None and recipe.prune.mask is not None,
         "options": model_options(recipe.student or recipe.teacher),
         "layers": {} if labels_only else hidden_layers(recipe, teacher_checkpoint(teacher.path)),
     }
@@ -124,6 +128,7 @@ def _train(
     validate = Validation(
         data, get_task(said["task"]), outputs, said["symmetric"], settings.precision
     )
+    zeros = Zeros.of(student) if said["masked"] else None
     trained = train(
         student,
         rows,
@@ -134,6 +139,7 @@ def _train(
         teacher_hidden=int(outputs.manifest.get("hidden_size", 0)),
         barrier=context.world.barrier,
         progress=context.bar.update,
+        after_step=partial(zeros.keep, student) if zeros else None,
     )
     context.world.barrier()
     if context.world.main:
@@ -141,6 +147,8 @@ def _train(
         stock = load_model(context.inputs["prune"] / CHECKPOINT, get_task(said["task"]))
         student.encoding = stock.encoding
         save_model(student.cpu(), context.out / CHECKPOINT)
+        if zeros:
+            _check_zeros(zeros, context.out / CHECKPOINT, get_task(said["task"]))
         history = json.dumps(trained.history, indent=1)
         (context.out / "history.json").write_text(history, encoding="utf-8")
         shutil.rmtree(scratch)
@@ -148,6 +156,17 @@ def _train(
             steps=trained.steps,
             best_validation=trained.best_metric,
             resumed_from=trained.resumed_from,
+        )
+
+
+def _check_zeros(zeros: Zeros, saved: Path, task: Task) -> None:
+    """A saved student without its mask's zeros is not the one that the report speaks of."""
+    lost = zeros.lost(load_model(saved, task))
+    if lost:
+        raise RunError(
+            f"`prune.mask`: {lost:,} weights of the trained student that were set to zero are no "
+            "longer zero; something in this training changes weights outside the optimizer's "
+            "steps. Leave that out, or train without the mask."
         )
 
 

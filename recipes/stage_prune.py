@@ -14,9 +14,10 @@ import torch
 from ..distill.outputs import TeacherOutputs
 from ..eval.checkpoints import find_checkpoint, save_model
 from ..eval.data import Data
-from ..eval.models import TextModel, load_model
+from ..eval.models import Row, TextModel, load_model
 from ..eval.tasks import get_task
-from ..prune import compose, prune_model
+from ..prune import compose, mask_model, pattern_of, prune_model
+from ..prune.calibration import sample_rows
 from .schema import Prune, Recipe
 from .stage_teacher import CHECKPOINT, identity, model_options, teacher_checkpoint
 from .store import Context, Folder, Stage
@@ -40,7 +41,7 @@ def prune_stage(
     source: Folder | None = None,
     earlier: Folder | None = None,
 ) -> Stage:
-    """Loads the student and cuts it; without ``prune`` the student is taken as it is.
+    """Loads the student, cuts it and masks it; without ``prune`` it is taken as it is.
 
     Args:
         recipe: Says which student, and what to cut.
@@ -76,10 +77,12 @@ def prune_stage(
         found = streams(rows, task)
         chosen = training_streams(found, task, settings["texts"])
         facts: dict[str, Any] = {"index_map": None, "parameters": _parameters(model)}
-        if prune is not None:
+        if prune is not None and (prune.sizes or prune.vocabulary):
             model, facts = _cut(model, recipe, prune, chosen, found)
         if earlier is not None:
             facts = _after(prune_report(earlier.path), facts)
+        if prune is not None and prune.mask is not None:
+            model, facts["mask"] = _mask(model, recipe, prune, chosen)
         outputs = TeacherOutputs(context.inputs["capture"])
         if task.signal == "embedding" and model.width != outputs.width:
             model.dense = fit_dense(model, chosen, outputs, settings["precision"])
@@ -123,13 +126,12 @@ def _cut(
     chosen: list[Stream],
     found: dict[str, Stream],
 ) -> tuple[TextModel, dict[str, Any]]:
-    # As many again, for the rows that the fit is measured on.
-    rows = sample(chosen, 2 * prune.calibration_rows, recipe.seed)
+    texts, pairs, roles = _columns(chosen, prune, recipe.seed)
     pruned = prune_model(
         model,
-        [row[0] for row in rows],
-        roles=[row[2] for row in rows],
-        pairs=[row[1] or "" for row in rows] if any(row[1] is not None for row in rows) else None,
+        texts,
+        roles=roles,
+        pairs=pairs,
         **prune.sizes,
         vocabulary=prune.vocabulary,
         vocabulary_texts=_every(found),
@@ -142,6 +144,30 @@ def _cut(
         precision=recipe.capture.precision,
     )
     return pruned.model, {"index_map": pruned.index_map, **pruned.facts}
+
+
+def _mask(
+    model: TextModel, recipe: Recipe, prune: Prune, chosen: list[Stream]
+) -> tuple[TextModel, dict[str, Any]]:
+    """Zeros in what is left, chosen on rows of the task."""
+    assert prune.mask is not None
+    method, pattern = prune.mask.method, pattern_of(prune.mask.pattern)
+    rows: list[Row] = []
+    if method != "magnitude":
+        columns = _columns(chosen, prune, recipe.seed)
+        rows, _ = sample_rows(model, *columns, prune.calibration_rows, recipe.seed)
+    masked, facts = mask_model(model, rows, method, pattern, recipe.capture.precision)
+    return masked, {**facts, "pattern": prune.mask.pattern}
+
+
+def _columns(
+    chosen: list[Stream], prune: Prune, seed: int
+) -> tuple[list[str], list[str] | None, list[str]]:
+    """Texts, second texts and roles to calibrate on."""
+    # As many again, for the rows that the fit is measured on.
+    rows = sample(chosen, 2 * prune.calibration_rows, seed)
+    pairs = [row[1] or "" for row in rows] if any(row[1] is not None for row in rows) else None
+    return [row[0] for row in rows], pairs, [row[2] for row in rows]
 
 
 def _loss() -> Any:

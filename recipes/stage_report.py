@@ -69,6 +69,7 @@ def report_stage(
             exports=[_export(fmt, folder, found) for fmt, folder in exports.items()],
             stages=[_stage(name, folder) for name, folder in folders.items()],
             vocabulary=_vocabulary(folders["prune"].path, found),
+            mask=_mask(recipe, folders["prune"].path, costs),
             data={
                 "rows": info["rows"],
                 "dropped": info["dropped"],
@@ -208,6 +209,23 @@ def _vocabulary(pruned: Path, found: Mapping[str, Any]) -> Any:
         "tokens_per_text_before": change["tokens_before"],
         "tokens_per_text_after": change["tokens_after"],
     }
+
+
+def _mask(recipe: Recipe, pruned: Path, costs: Mapping[str, Any]) -> Any:
+    """What was set to zero, and what both models cost; None without a mask.
+
+    That the zeros are still there after a training is what its stage has made sure of.
+    """
+    facts, prune = prune_report(pruned).get("mask"), recipe.prune
+    if not facts or prune is None:
+        return None
+    pairs = {
+        key: {side: costs[side][key] for side in ("teacher", "student")}
+        for key in ("bytes", "latency_ms_p50")
+    }
+    cut = bool(prune.sizes or prune.vocabulary or recipe.student)
+    found = {key: facts[key] for key in ("method", "pattern", "zeros", "maps")}
+    return {**found, "cut": cut, **pairs}
 
 
 def _notes(found: Mapping[str, Any], recipe: Recipe) -> list[str]:

@@ -119,5 +119,7 @@ def test_a_group_that_does_not_fit_is_refused(tiny_model: Make) -> None:
     model = tiny_model("bert", get_task("retrieval"))
     with pytest.raises(RecipeError, match="no multiple of 5"):
         mask_model(model, model.tokenize(TEXTS), "magnitude", pattern_of("2:5"))
+    with pytest.raises(RecipeError, match="takes no weight"):
+        mask_model(model, [], "magnitude", Pattern(0.001))
     with pytest.raises(RecipeError, match="Unknown mask"):
         mask_model(model, model.tokenize(TEXTS), "random", Pattern(0.5))  # type: ignore[arg-type]
