@@ -17,7 +17,7 @@ def compose(
     heads: int = 1,
     kv_heads: int = 1,
 ) -> dict[str, Any]:
-    """The index map of two cuts as of one.
+    """The index map of two cuts as of one, for models with one stack of layers.
 
     A hidden space that was turned before the second cut has directions of its own, which the first
     model's numbers do not name: ``hidden`` is then what was kept of them.
@@ -33,7 +33,7 @@ def compose(
     """
     old, new = dict(first or {}), dict(second or {})
     found: dict[str, Any] = {}
-    for axis in ("layers", "decoder_layers", *WHOLE):
+    for axis in ("layers", *WHOLE):
         if axis in old or axis in new:
             found[axis] = _of(old.get(axis), new.get(axis))
     stay = new.get("layers")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..eval.sources import PYTHON_DOCS
 from ..eval.tasks import get_task
 
+SEARCHED = ("layers", "intermediate_size", "hidden_size")
+"""Axes that a search varies."""
 BOUNDS = ("flops", "parameters", "bytes", "latency_ms", "usd_per_million", "retain")
 """What a budget can bound."""
 
@@ -104,6 +106,10 @@ def _teacher(teacher: Teacher, *, has_student: bool) -> Iterator[Problem]:
 
 def _budget(recipe: Recipe) -> Iterator[Problem]:
     budget = recipe.budget
+    if recipe.evaluate.usd_per_hour is not None and not (
+        recipe.evaluate.latency_rows or (budget and budget.usd_per_million)
+    ):
+        yield Problem(("evaluate", "usd_per_hour"), "prices what is timed, and latency_rows is 0.")
     if budget is None:
         return
     given = [kind for kind in BOUNDS if getattr(budget, kind) is not None]
@@ -123,10 +129,10 @@ def _budget(recipe: Recipe) -> Iterator[Problem]:
     if recipe.teacher.kind == "recorded":
         yield Problem(
             ("budget",),
-            "is a share of the teacher's cost, and recorded outputs have none: give prune's sizes.",
+            "is measured beside the teacher's checkpoint, and recorded outputs have none: give "
+            "prune's sizes.",
         )
-    searched = {"layers", "intermediate_size", "hidden_size"}
-    if recipe.prune is not None and searched <= set(recipe.prune.sizes):
+    if recipe.prune is not None and set(SEARCHED) <= set(recipe.prune.sizes):
         yield Problem(("budget",), "prune says all the sizes already; leave one of them out.")
 
 

@@ -11,7 +11,7 @@ from ..eval.errors import RunError
 from .prospects import Prospects
 from .trials import WHOLE, Judge, Trial, best_of
 
-LARGEST, SMALLEST = 0.5, 1 / 64
+LARGEST, SMALLEST = 2**-0.5, 1 / 64
 """Shares of the teacher's FLOPs between which a student is looked for."""
 STEP = 2**-0.5
 """From one share to the next."""
@@ -61,11 +61,11 @@ class Frontier:
         for trial in self.trials:
             if trial is not found and trial.out is None:
                 trial.out = "another share of the FLOPs"
-        healed = [0.0, self.share, WHOLE] if self.share else [0.0]
+        healed = [0.0, self.share, WHOLE] if self.share else [0.0, 0.0]
         return found, self.trials, healed
 
     def _levels(self, count: int) -> list[list[Trial]]:
-        """Shapes at falling shares of the FLOPs, none of them twice; at least ``count`` in all."""
+        """Shapes at falling shares of the FLOPs, none of them twice; about ``count`` in all."""
         bounds = []
         bound, least = LARGEST, max(SMALLEST, self.prospects.smallest.flops)
         while bound >= least:
@@ -74,7 +74,7 @@ class Frontier:
         each = max(2, -(-count // max(1, len(bounds))))
         seen: set[str] = set()
         levels = []
-        for bound in bounds or [LARGEST]:
+        for bound in bounds or [1.0]:
             shapes = self.prospects.within("flops", bound, each)
             new = [Trial(shape) for shape in shapes if shape.name not in seen]
             seen |= {shape.name for shape in shapes}
@@ -82,12 +82,11 @@ class Frontier:
         return levels
 
     def _stand_in(self, level: list[Trial]) -> Trial:
-        """The best of a level, trained in full."""
+        """The best of a level as the run itself would make it: trained in full, if it is at all."""
         if self.share:
             self.judge.score(level, self.share)
         best = best_of(level, 1, "flops")[0]
-        if self.share:
-            self.judge.score([best], WHOLE)
+        self.judge.score([best], WHOLE)
         return best
 
     def _holds(self, trial: Trial) -> bool:
@@ -104,7 +103,7 @@ class Frontier:
         share = nearest.shape.cost.over(self.prospects.teacher).flops
         return RunError(
             f"budget.retain {self.retain:g}: no shape keeps that at up to {LARGEST:.0%} of the "
-            f"FLOPs. The nearest is {nearest.shape.name}, at {share:.3g} of them: the lower end of "
-            f"its interval on the validation rows is {low:.4f}. Ask for less, give more validation "
-            "rows (`data.validation`), or train longer (`distill.epochs`)."
+            f"teacher's FLOPs. The nearest is {nearest.shape.name}, at {share:.3g} of them: the "
+            f"lower end of its interval on the validation rows is {low:.4f}. Ask for less, give more "
+            "validation rows (`data.validation`), or train longer (`distill.epochs`)."
         )

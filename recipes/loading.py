@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from ..eval.errors import RecipeError, nearest
-from .consistency import Problem
+from .consistency import BOUNDS, SEARCHED, Problem
 from .schema import Recipe
 from .yaml_source import YamlSource, dump_yaml, parse_value
 
@@ -26,9 +26,6 @@ REPLACED: dict[tuple[str, ...], tuple[str, ...]] = {
     ("student", "model"): ("revision",),
 }
 """An override of the first key drops these neighbours of the file: they described what it names."""
-
-SEARCHED = ("layers", "intermediate_size", "hidden_size")
-"""Sizes that a file says and an override of ``budget`` is to find instead."""
 
 
 @dataclass(frozen=True)
@@ -217,9 +214,13 @@ def _drop_replaced(values: dict[str, Any], overrides: Sequence[Override]) -> Non
             for name in replaced:
                 section.pop(name, None)
 
-    if any(override.path[0] == "budget" for override in overrides):
-        prune: Any = values.get("prune")
-        for axis in SEARCHED if isinstance(prune, dict) else ():
+    bounds = [o.path[1] for o in overrides if o.path[0] == "budget" and o.path[1:2]]
+    budget, prune = values.get("budget"), values.get("prune")
+    if isinstance(budget, dict) and set(bounds) & set(BOUNDS):
+        for name in BOUNDS:  # one bound in the place of another
+            budget.pop(name, None)
+    elif not budget and isinstance(prune, dict) and any(o.path[0] == "budget" for o in overrides):
+        for axis in SEARCHED:
             prune.pop(axis, None)
 
 

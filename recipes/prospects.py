@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..eval.cost import artefact_bytes
 from ..eval.data import Data
 from ..eval.errors import RecipeError
 from ..eval.models import TextModel, load_model
 from ..eval.tasks import get_task
-from ..prune.sizes import LARGE
+from ..prune import anatomy_of
+from ..prune.sizes import LARGE, checked_sizes
 from .schema import Prune
 from .shapes import Cost, Costs, Shape, grid, proposals
 from .stage_importance import curves_of, importance_stage
@@ -41,25 +44,32 @@ class Prospects:
     Args:
         origin: The uncut student and the stages before it.
         store: Makes the importance curves, and times shapes where the budget asks for it.
-        fixed: Axis → size, for axes that are not searched.
+
+    Raises:
+        RecipeError: If a size that is fixed cannot be.
     """
 
-    def __init__(self, origin: Origin, store: Store, fixed: dict[str, int]) -> None:
+    def __init__(self, origin: Origin, store: Store) -> None:
         recipe = origin.recipe
         assert recipe.budget is not None
         self.origin, self.store = origin, store
         self.task = get_task(recipe.task)
         self.rows = Data.open(origin.data.path)
-        model = load_model(origin.base.path / CHECKPOINT, self.task)
-        whole = load_model(self._teacher(), self.task, **model_options(recipe.teacher))
+        options = model_options(recipe.student or recipe.teacher)
+        model = load_model(origin.base.path / CHECKPOINT, self.task, **options)
+        parameters = sum(p.numel() for p in model.parameters())
+        prune = recipe.prune or Prune()
+        fixed = fixed_sizes(prune, model, parameters)
+        checkpoint = self._teacher()
+        whole = load_model(checkpoint, self.task, **model_options(recipe.teacher))
         texts = recipe.distill.texts if recipe.distill else None
         stream = training_streams(streams(self.rows, self.task), self.task, texts)[0]
-        self.teacher = Costs(whole, _drawn(stream, whole)).of({})
-        self.scored = Costs(whole, self._validation(whole)).of({})
+        stored = {"bytes": float(artefact_bytes(checkpoint))}
+        self.teacher = replace(Costs(whole, _drawn(stream, whole)).of({}), **stored)
+        self.scored = replace(Costs(whole, self._validation(whole)).of({}), **stored)
         clock = self._clock(model, fixed) if recipe.budget.timed else None
-        self.costs = Costs(model, _drawn(stream, model), clock)
-        prune = recipe.prune or Prune()
-        step = prune.round_to or (64 if self.teacher.parameters > LARGE else 8)
+        self.costs = Costs(model, _drawn(stream, model), clock, fixed)
+        step = prune.round_to or (64 if parameters > LARGE else 8)
         self.sizes = grid(self.costs.anatomy, model.config, fixed, step)
         curves = store.ensure(importance_stage(recipe, origin.data, origin.base, fixed), "curves")
         self.curves = curves_of(curves.path)
@@ -103,9 +113,21 @@ class Prospects:
         assert recipe.budget is not None
         stage = speed_stage(recipe, self.origin.data, self.origin.base, fixed)
         timed = times_of(self.store.ensure(stage, "speed").path)
-        costs = Costs(model, self._validation(model))
+        costs = Costs(model, self._validation(model), fixed=fixed)
         kind = recipe.budget.bound[0]
         return Clock(timed, costs, kind, recipe.evaluate.usd_per_hour)
+
+
+def fixed_sizes(prune: Prune, model: TextModel, parameters: int) -> dict[str, int]:
+    """Axis → size, for those that the recipe says and the search leaves alone, as they are cut.
+
+    Raises:
+        RecipeError: If one cannot be.
+    """
+    anatomy, asked = anatomy_of(model.config), prune.sizes
+    sizes = checked_sizes(anatomy, model.config, parameters, asked, prune.round_to)
+    found = {axis: getattr(sizes, axis) for axis in asked}
+    return {axis: len(s) if isinstance(s, list) else int(s) for axis, s in found.items()}
 
 
 def _drawn(stream: Stream, model: TextModel) -> NDArray[np.int64]:

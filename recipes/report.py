@@ -341,7 +341,7 @@ def search_rows(search: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
                 kind.shown(trial["measured"].get(kind.key)),
                 *scores,
                 figures.share(trial["retention"][-1]),
-                figures.span(trial["interval"]),
+                figures.span(trial.get("interval")),
                 "chosen" if trial["chosen"] else "",
             ]
         )

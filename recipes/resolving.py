@@ -13,7 +13,7 @@ from typing import Any
 
 from ..eval.errors import RecipeError, nearest
 from ..eval.tasks import Task, get_task
-from .consistency import Problem
+from .consistency import SEARCHED, Problem
 from .schema import Budget, Distill, Finetune, Recipe
 from .trial_pool import trial_processes
 
@@ -112,15 +112,19 @@ def _metrics(recipe: Recipe, task: Task) -> Iterator[Problem]:
 
 
 def _formats(recipe: Recipe, task: Task) -> Iterator[Problem]:
-    if not recipe.export:
+    asked: list[tuple[tuple[str, ...], str]] = [(("export",), name) for name in recipe.export]
+    runtime = recipe.budget.runtime if recipe.budget else None
+    if runtime not in (None, "pytorch"):
+        asked.append((("budget", "runtime"), str(runtime)))
+    if not asked:
         return
     from ..export import get_format
 
-    for name in recipe.export:
+    for path, name in asked:
         try:
             get_format(name, task)
         except RecipeError as error:
-            yield Problem(("export",), str(error))
+            yield Problem(path, str(error))
 
 
 def _criterion(recipe: Recipe) -> Iterator[Problem]:
@@ -134,7 +138,10 @@ def _criterion(recipe: Recipe) -> Iterator[Problem]:
         known = f"Known criteria: {', '.join(CRITERIA)}."
         yield Problem(path, f"unknown criterion '{asked}'.{nearest(asked, CRITERIA)} {known}")
         return
-    for axis, size in recipe.prune.sizes.items():
+    axes: dict[str, Any] = recipe.prune.sizes
+    if recipe.budget is not None:
+        axes = dict.fromkeys(SEARCHED) | axes
+    for axis, size in axes.items():
         named = axis == "layers" and isinstance(size, list)
         if not named and axis not in CRITERIA[asked].axes:
             can = [name for name, other in CRITERIA.items() if axis in other.axes]
@@ -208,6 +215,12 @@ def resolve(recipe: Recipe, device: str | None = None) -> Recipe:
 def _search_defaults(budget: Budget) -> dict[str, Any]:
     """The runtime of a budget of time, and how many trials are made at the same time."""
     runtime = budget.runtime or ("pytorch" if budget.timed else None)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and (budget.processes or 1) > 1:
+        raise RecipeError(
+            f"budget.processes {budget.processes}: the {world} processes of this launch share each "
+            "trial already. Leave it out, or launch one process."
+        )
     return {"runtime": runtime, "processes": budget.processes or _trial_processes()}
 
 

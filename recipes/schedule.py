@@ -6,18 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..distill.losses import get_loss
 from ..eval.cost import artefact_parameters
 from ..eval.data import Data
 from ..eval.errors import RecipeError
 from ..eval.tasks import Task, get_task
 from ..prune import anatomy_of
 from ..prune.anatomy import Anatomy
-from ..prune.sizes import LARGE, hidden_step
+from ..prune.sizes import LARGE, checked_sizes, hidden_step
 from .schema import Prune, Recipe
 from .stage_distill import distill_stage
 from .stage_prune import origin_of, prune_stage
 from .store import Folder, Stage
-from .task_rows import streams, training_streams
+from .task_rows import paired_texts, streams, training_streams
+
+LEAST_STEPS = 10
 
 
 class Ensure(Protocol):
@@ -56,7 +59,8 @@ def student_stages(
     earlier = source
     if prune is not None and prune.rounds > 1:
         rows, task = Data.open(data.path), get_task(recipe.task)
-        steps = round_sizes(prune, origin_of(recipe, teacher, source))
+        origin, asked = origin_of(recipe, teacher, source), recipe.budget is None
+        steps = round_sizes(prune, origin, every_round=asked)
         for number, sizes in enumerate(steps[:-1], 1):
             cut = recipe.model_copy(update={"prune": _with(prune, sizes)})
             stage = prune_stage(cut, data, teacher, captured, source=source, earlier=earlier)
@@ -78,16 +82,30 @@ def healing(recipe: Recipe, rows: Data, task: Task, share: float) -> Recipe:
     """The recipe with a training of a share of its steps."""
     distill = recipe.distill
     assert distill is not None
-    chosen = training_streams(streams(rows, task), task, distill.texts)
-    count = sum(len(stream.texts) for stream in chosen)
-    steps = max(10, round(share * distill.epochs * count / distill.batch_size))
+    steps = max(LEAST_STEPS, round(share * _steps(recipe, rows, task)))
     arguments = distill.arguments | {"max_steps": steps, "eval_strategy": "no"}
     arguments["load_best_model_at_end"] = False
     shorter = distill.model_copy(update={"arguments": arguments})
     return recipe.model_copy(update={"distill": shorter})
 
 
-def round_sizes(prune: Prune, checkpoint: Path) -> list[dict[str, Any]]:
+def _steps(recipe: Recipe, rows: Data, task: Task) -> float:
+    """Steps of the recipe's whole training."""
+    distill = recipe.distill
+    assert distill is not None
+    if distill.arguments.get("max_steps", -1) > 0:
+        return float(distill.arguments["max_steps"])
+    chosen = training_streams(streams(rows, task), task, distill.texts)
+    count = sum(len(stream.texts) for stream in chosen)
+    if any(get_loss(name, task.signal).uses == "documents" for name in distill.losses):
+        count = len(paired_texts(rows)[0])
+    each = distill.batch_size * int(distill.arguments.get("gradient_accumulation_steps", 1))
+    return float(distill.arguments.get("num_train_epochs", distill.epochs)) * count / each
+
+
+def round_sizes(
+    prune: Prune, checkpoint: Path, *, every_round: bool = True
+) -> list[dict[str, Any]]:
     """The sizes of each round: equal factors from the checkpoint's to those asked for.
 
     Layers that are named go in equal parts, spread over the depth.
@@ -95,25 +113,28 @@ def round_sizes(prune: Prune, checkpoint: Path) -> list[dict[str, Any]]:
     Args:
         prune: With sizes and rounds.
         checkpoint: What is cut first.
+        every_round: Whether each round must cut something; else those that would not are left out.
 
     Returns:
         For each round the axes that it cuts, in the numbering of the model before it.
 
     Raises:
-        RecipeError: If a round would cut nothing.
+        RecipeError: If a size cannot be, or a round would cut nothing.
     """
     from transformers import AutoConfig
 
     config: Any = AutoConfig.from_pretrained(checkpoint)
     anatomy = anatomy_of(config)
+    parameters = artefact_parameters(checkpoint)
+    checked = checked_sizes(anatomy, config, parameters, prune.sizes, prune.round_to)
+    ends = {axis: getattr(checked, axis) for axis in prune.sizes}
     whole = anatomy.sizes(config)
-    whole |= {"attention_heads": anatomy.heads(config), "kv_heads": anatomy.kv_heads(config)}
-    multiple = prune.round_to or (64 if artefact_parameters(checkpoint) > LARGE else 8)
+    multiple = prune.round_to or (64 if parameters > LARGE else 8)
     left = list(range(whole["layers"]))
     before, found = dict(whole), []
     for number in range(1, prune.rounds + 1):
         sizes: dict[str, Any] = {}
-        for axis, last in prune.sizes.items():
+        for axis, last in ends.items():
             if isinstance(last, list):
                 gone = [i for i in range(whole["layers"]) if i not in last]
                 stay = set(left) - set(gone[number - 1 :: prune.rounds])
@@ -128,12 +149,13 @@ def round_sizes(prune: Prune, checkpoint: Path) -> list[dict[str, Any]]:
                 size = max(last, round(rough / unit) * unit)
             if size < before[axis]:
                 sizes[axis] = before[axis] = size
-        if not sizes:
+        if sizes:
+            found.append(sizes)
+        elif every_round:
             raise RecipeError(
                 f"`prune.rounds` {prune.rounds}: round {number} would cut nothing, because sizes "
                 "go in steps. Ask for fewer rounds."
             )
-        found.append(sizes)
     return found
 
 

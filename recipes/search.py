@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..eval.errors import RecipeError
+from ..eval.errors import RunError
 from .frontier import Frontier
 from .prospects import Prospects
 from .schema import Prune, Recipe
@@ -56,40 +56,24 @@ def search(recipe: Recipe, store: Store, data: Folder, teacher: Folder, captured
 
     Raises:
         RecipeError: If no shape is within the budget; the nearest is named.
-        RunError: If none keeps what the budget asks to be kept; the nearest is named.
+        RunError: If none keeps what the budget asks to be kept, or is as fast as it asks; the
+            nearest is named.
     """
     assert recipe.budget is not None
-    if store.world.size > 1 and (recipe.budget.processes or 1) > 1:
-        raise RecipeError(
-            f"budget.processes {recipe.budget.processes}: the {store.world.size} processes of this "
-            "launch share each trial already. Leave it out, or launch one process."
-        )
     vocabulary = recipe.prune.vocabulary if recipe.prune else None
     uncut = recipe.model_copy(update={"prune": Prune(vocabulary="task") if vocabulary else None})
     base = store.ensure(prune_stage(uncut, data, teacher, captured), "uncut")
     origin = Origin(recipe, data, teacher, captured, base)
-    prospects = Prospects(origin, store, fixed_sizes(recipe.prune))
+    prospects = Prospects(origin, store)
     with TrialPool(recipe.budget.processes or 1) as pool:
         judge = Judge(origin, store, pool)
         if recipe.budget.bound[0] == "retain":
             winner, trials, healed = Frontier(judge, prospects).walk()
         else:
             winner, trials, healed = _halve(judge, prospects)
-    if not winner.shape.sizes:
-        raise RecipeError("The budget allows the whole model: leave `budget` out.")
     prune = judge.trials.prune(winner.shape)
     told = _told(recipe, prospects, winner, trials, healed)
     return Found(recipe.model_copy(update={"prune": prune}), base, told)
-
-
-def fixed_sizes(prune: Prune | None) -> dict[str, int]:
-    """Axis → size, for those that the recipe says and the search leaves alone."""
-    found = {}
-    for axis in ("layers", "intermediate_size", "hidden_size"):
-        size = getattr(prune, axis, None)
-        if size is not None:
-            found[axis] = len(size) if isinstance(size, list) else int(size)
-    return found
 
 
 def _halve(judge: Judge, prospects: Prospects) -> tuple[Trial, list[Trial], list[float]]:
@@ -110,7 +94,11 @@ def _halve(judge: Judge, prospects: Prospects) -> tuple[Trial, list[Trial], list
 
 
 def _time(judge: Judge, trials: Sequence[Trial]) -> None:
-    """Times the saved checkpoints of trials, and drops those over the budget if others are not."""
+    """Times the saved checkpoints of trials, and drops those over the budget.
+
+    Raises:
+        RunError: If all are.
+    """
     recipe = judge.origin.recipe
     assert recipe.budget is not None
     kind, bound = recipe.budget.bound
@@ -120,10 +108,14 @@ def _time(judge: Judge, trials: Sequence[Trial]) -> None:
     for trial, found in zip(trials, timed, strict=True):
         empty = Cost(0.0, 0.0, 0.0)
         trial.timed = with_time(empty, kind, found["ms"], recipe.evaluate.usd_per_hour).told()[kind]
-    if any(trial.timed is not None and trial.timed <= bound for trial in trials):
-        for trial in trials:
-            if trial.timed is not None and trial.timed > bound:
-                trial.out = f"{kind} {trial.timed:.3g} as saved"
+        if trial.timed > bound:
+            trial.out = f"{kind} {trial.timed:.3g} as saved"
+    if all(trial.out for trial in trials):
+        nearest = min(trials, key=lambda trial: trial.timed or 0.0)
+        raise RunError(
+            f"budget.{kind} {bound:g}: every shape that was tried takes more as saved. The nearest "
+            f"is {nearest.shape.name}, with {nearest.timed:.3g}. Ask for that or more."
+        )
 
 
 def _told(

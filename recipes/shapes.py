@@ -15,12 +15,11 @@ from ..eval.errors import RecipeError
 from ..eval.models import TextModel
 from ..prune.anatomy import Anatomy, anatomy_of
 from ..prune.sizes import hidden_step
+from .consistency import SEARCHED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-AXES = ("layers", "intermediate_size", "hidden_size")
-"""What a search varies; heads go with the hidden size, and the vocabulary is cut to the task."""
 TIMED = ("latency_ms", "usd_per_million")
 """Costs that only a clock tells."""
 Curve = Mapping[str, Sequence[tuple[int, float]]]
@@ -88,6 +87,7 @@ class Costs:
         model: The uncut student, its vocabulary cut already.
         lengths: Tokens of some of the task's rows, (n,).
         clock: Adds what only a clock tells to the cost of a shape, where a budget bounds it.
+        fixed: Axis → size, of axes that every shape has so, heads and experts among them.
     """
 
     def __init__(
@@ -95,8 +95,10 @@ class Costs:
         model: TextModel,
         lengths: NDArray[np.int64],
         clock: Callable[[Mapping[str, int], Cost], Cost] | None = None,
+        fixed: Mapping[str, int] | None = None,
     ) -> None:
         self.model, self.lengths, self.clock = model, lengths, clock
+        self.fixed = dict(fixed or {})
         self.anatomy: Anatomy = anatomy_of(model.config)
         self.hidden = self.anatomy.size(model.config, "hidden_size")
         self._tensors = self._dimensions()
@@ -128,6 +130,7 @@ class Costs:
 
     def dense_width(self, sizes: Mapping[str, int]) -> int | None:
         """Width of the map behind the pooling of a shape; None where there is none."""
+        sizes = self.fixed | dict(sizes)
         if self.model.signal == "embedding":
             if self.model.dense is not None:
                 return int(self.model.dense.out_features)
@@ -155,15 +158,29 @@ class Costs:
             found.append((layer, tuple(parameter.shape), dims or ("fixed",) * parameter.dim()))
         return found
 
+    def _head_shares(self, sizes: Mapping[str, int], hidden: float) -> dict[str, float]:
+        """What is kept of dimensions that lie along heads."""
+        if self.anatomy.attention.head_dim is None:  # heads go with the hidden size
+            return dict.fromkeys(("heads", "kv_heads", "qkv", "head"), hidden)
+        config = self.model.config
+        every, groups = self.anatomy.heads(config), self.anatomy.kv_heads(config)
+        kv = sizes.get("kv_heads", groups) / groups
+        queries = sizes["attention_heads"] / every if "attention_heads" in sizes else kv
+        if every == groups:
+            kv = queries
+        return {"heads": queries, "kv_heads": kv, "qkv": queries, "head": queries}
+
     def _parameters(self, sizes: Mapping[str, int]) -> int:
+        sizes = self.fixed | dict(sizes)
         whole = self.anatomy.sizes(self.model.config)
         layers = sizes.get("layers", whole["layers"])
         share = {"hidden": sizes.get("hidden_size", self.hidden) / self.hidden}
         if "intermediate_size" in sizes:
             share["ffn"] = sizes["intermediate_size"] / whole["intermediate_size"]
             share["gate_up"] = share["ffn"]
-        if self.anatomy.attention.head_dim is None:  # heads go with the hidden size
-            share |= dict.fromkeys(("heads", "kv_heads", "qkv", "head"), share["hidden"])
+        share |= self._head_shares(sizes, share["hidden"])
+        if "experts" in sizes:
+            share["experts"] = sizes["experts"] / whole["experts"]
         total = 0
         for layer, shape, dims in self._tensors:
             if layer is None or layer < layers:
@@ -173,6 +190,7 @@ class Costs:
 
     def config_of(self, sizes: Mapping[str, int]) -> Any:
         """The config of a shape."""
+        sizes = self.fixed | dict(sizes)
         config = copy.deepcopy(self.model.config)
         anatomy = self.anatomy
         if "intermediate_size" in anatomy.axes:  # may follow the hidden size if it is not said
@@ -181,8 +199,16 @@ class Costs:
         if "hidden_size" in sizes and anatomy.attention.head_dim is None:
             heads = sizes["hidden_size"] // anatomy.head_dim(self.model.config)
             setattr(config, anatomy.attention.heads, heads)
-        elif "hidden_size" in sizes and anatomy.attention.head_dim is not None:
+        elif anatomy.attention.head_dim and {"hidden_size", "attention_heads", "kv_heads"} & set(
+            sizes
+        ):
             setattr(config, anatomy.attention.head_dim, anatomy.head_dim(self.model.config))
+        if "kv_heads" in sizes and "attention_heads" not in sizes:
+            group = anatomy.heads(config) // anatomy.kv_heads(config)
+            setattr(config, anatomy.attention.heads, sizes["kv_heads"] * group)
+        alone = anatomy.heads(config) == anatomy.kv_heads(config)
+        if "attention_heads" in sizes and anatomy.attention.kv_heads and alone:
+            setattr(config, anatomy.attention.kv_heads, sizes["attention_heads"])
         for axis, size in sizes.items():
             setattr(config, anatomy.field(axis), size)
         if "layers" in sizes and getattr(config, "layer_types", None):
@@ -202,7 +228,7 @@ def grid(
         step: Widths are multiples of it.
     """
     found: dict[str, list[int]] = {}
-    for axis in AXES:
+    for axis in SEARCHED:
         if axis not in anatomy.axes:
             continue
         whole = anatomy.size(config, axis)
@@ -251,7 +277,7 @@ def propose(
         all_sizes = {"layers": layers, "intermediate_size": width, "hidden_size": hidden}
         cut = {
             axis: all_sizes[axis]
-            for axis in AXES
+            for axis in SEARCHED
             if axis in sizes and all_sizes[axis] < anatomy.size(config, axis)
         }
         distance = sum(at(curves.get(axis, ()), size) for axis, size in cut.items())

@@ -12,7 +12,7 @@ from ..eval.tasks import get_task
 from ..prune import anatomy_of, prune_model
 from .schema import Recipe
 from .shapes import grid
-from .stage_prune import sample
+from .stage_prune import importance_loss, sample
 from .stage_teacher import CHECKPOINT
 from .store import Context, Folder, Stage
 from .task_rows import streams, training_streams
@@ -32,12 +32,14 @@ def importance_stage(recipe: Recipe, data: Folder, base: Folder, fixed: dict[str
         base: The stage with the uncut student.
         fixed: Axes that are not searched, and their sizes.
     """
+    criterion = recipe.prune.importance if recipe.prune else None
     settings: dict[str, Any] = {
         "task": recipe.task,
         "texts": recipe.distill.texts if recipe.distill else None,
         "seed": recipe.seed,
         "precision": recipe.capture.precision,
         "compensate": recipe.prune.compensate if recipe.prune else True,
+        "importance": criterion,
         "fixed": fixed,
         "rows": ROWS,
         "points": POINTS,
@@ -68,6 +70,8 @@ def importance_stage(recipe: Recipe, data: Folder, base: Folder, fixed: dict[str
                 roles=[row[2] for row in rows],
                 pairs=[row[1] or "" for row in rows] if rows[0][1] is not None else None,
                 compensate=settings["compensate"],
+                importance=criterion,
+                loss=importance_loss() if criterion else None,
                 calibration_rows=ROWS,
                 round_to=1,
                 seed=recipe.seed,

@@ -136,7 +136,7 @@ def _cut(
         vocabulary=prune.vocabulary,
         vocabulary_texts=_every(found),
         importance=prune.importance,
-        loss=_loss() if prune.importance else None,
+        loss=importance_loss() if prune.importance else None,
         compensate=prune.compensate,
         calibration_rows=prune.calibration_rows,
         round_to=prune.round_to,
@@ -170,7 +170,7 @@ def _columns(
     return [row[0] for row in rows], pairs, [row[2] for row in rows]
 
 
-def _loss() -> Any:
+def importance_loss() -> Any:
     """A loss without labels whose gradient says what the model's answers hang on.
 
     For classes, cross-entropy with the model's own choice. For embeddings, their product with

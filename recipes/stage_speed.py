@@ -18,6 +18,7 @@ import numpy as np
 from ..eval.checkpoints import save_model
 from ..eval.cost import usd_per_million
 from ..eval.data import Data
+from ..eval.hardware import environment, usable_cores
 from ..eval.models import load_model
 from ..eval.tasks import get_task
 from ..eval.timing import Engine, measure
@@ -58,7 +59,7 @@ def speed_stage(recipe: Recipe, data: Folder, base: Folder, fixed: Mapping[str, 
         task = get_task(recipe.task)
         model = load_model(context.inputs["base"] / CHECKPOINT, task)
         rows = _rows(Data.open(context.inputs["data"]), task)
-        costs = Costs(model, rows.lengths(model))
+        costs = Costs(model, rows.lengths(model), fixed=fixed)
         sizes = spread(grid(costs.anatomy, model.config, fixed, 8), costs)
         folders = []
         for number, one in enumerate(sizes):
@@ -103,6 +104,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         "runtime": recipe.budget.runtime or "pytorch",
         "scenario": SCENARIOS[recipe.budget.bound[0]],
         "rows": ROWS,
+        "machine": [usable_cores(), environment()["processor"]],  # a time is of one machine
     }
 
 
@@ -199,7 +201,7 @@ class Clock:
 
     Args:
         timed: From `times_of` a speed stage.
-        costs: On the rows that were timed.
+        costs: On rows such as were timed.
         kind: ``latency_ms`` or ``usd_per_million``.
         usd_per_hour: Price of the core it ran on.
     """

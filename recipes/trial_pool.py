@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 MEMORY = 3 << 30
@@ -41,7 +42,7 @@ def _prepare(threads: int, gpus: Any) -> None:
         os.environ[f"{name}_NUM_THREADS"] = str(threads)
     gpu = gpus.get()
     if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -55,6 +56,10 @@ def _prepare(threads: int, gpus: Any) -> None:
     torch.set_num_threads(threads)
 
 
+class WorkersDied(Exception):
+    """A process that made trials was ended, or could not start."""
+
+
 class TrialPool:
     """Processes that stay for the whole of a search; they start with its first tasks.
 
@@ -65,12 +70,16 @@ class TrialPool:
     def __init__(self, processes: int) -> None:
         self.processes = processes
         self._pool: ProcessPoolExecutor | None = None
+        self._others = set(multiprocessing.active_children())
 
     def __enter__(self) -> TrialPool:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
         if self._pool is not None:
+            if kind is not None:  # a trial that is under way would be waited for
+                for child in set(multiprocessing.active_children()) - self._others:
+                    child.terminate()
             self._pool.shutdown(cancel_futures=True)
 
     def run(self, work: Callable[[Any], Made], tasks: Sequence[Any]) -> Iterator[tuple[int, Made]]:
@@ -83,13 +92,21 @@ class TrialPool:
         Yields:
             The number of a task that is done, and what was made for it, in the order they end. One
             that failed is left out: whoever goes on meets its error where it can be told.
+
+        Raises:
+            WorkersDied: If a process ended; the pool then has none any more.
         """
         if self._pool is None:
             self._pool = self._start()
         waiting = {self._pool.submit(work, task): number for number, task in enumerate(tasks)}
         for future in as_completed(waiting):
-            if future.exception() is None:
+            error = future.exception()
+            if error is None:
                 yield waiting[future], future.result()
+            elif isinstance(error, BrokenProcessPool):
+                self._pool.shutdown(cancel_futures=True)
+                self._pool, self.processes = None, 1
+                raise WorkersDied(str(error)) from error
 
     def _start(self) -> ProcessPoolExecutor:
         import torch
@@ -98,7 +115,9 @@ class TrialPool:
 
         context = multiprocessing.get_context("spawn")
         gpus, found = context.SimpleQueue(), torch.cuda.device_count()
+        named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        names = named[:found] or [str(number) for number in range(found)]
         for number in range(self.processes):
-            gpus.put(number % found if found else None)
+            gpus.put(names[number % found] if found else None)
         threads = max(1, usable_cores() // self.processes)
         return ProcessPoolExecutor(self.processes, context, _prepare, (threads, gpus))

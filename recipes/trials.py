@@ -17,7 +17,7 @@ from .stage_distill import distill_stage
 from .stage_prune import prune_stage
 from .stage_score import Score, score_of, score_stage
 from .store import Folder, NotMade, Store
-from .trial_pool import Made, TrialPool
+from .trial_pool import Made, TrialPool, WorkersDied
 from .world import World
 
 TRIAL_ROWS = 256
@@ -34,7 +34,7 @@ class Trial:
         shape: Its sizes, and what was predicted.
         scores: As cut, then after each training.
         out: Why it was dropped; None while it is in.
-        timed: Milliseconds of a row as saved, where a budget bounds time or price.
+        timed: The time or price as saved, where a budget bounds it.
     """
 
     shape: Shape
@@ -96,7 +96,7 @@ class Trials:
         at, recipe = self.origin, self.origin.recipe
         name = f"{shape.name}, {share:.0%} trained"
         if share == WHOLE:
-            recipe = recipe.model_copy(update={"prune": self.prune(shape), "budget": None})
+            recipe = recipe.model_copy(update={"prune": self.prune(shape)})
             stages = student_stages(
                 recipe, self.ensure, at.data, at.teacher, at.captured, source=at.base, trial=name
             )
@@ -132,7 +132,7 @@ class Judge:
 
     def score(self, trials: Sequence[Trial], share: float) -> None:
         """Adds a score to each trial, after a share of the recipe's training."""
-        if self.pool.processes > 1:
+        if self.pool.processes > 1 and share < WHOLE:
             self._make_beside([trial for trial in trials if not self._there(trial, share)], share)
         for trial in trials:
             trial.scores.append(self.trials.score(trial.shape, share))
@@ -145,15 +145,20 @@ class Judge:
         return True
 
     def _make_beside(self, trials: Sequence[Trial], share: float) -> None:
-        if len(trials) < 2:
+        if not trials:
             return
         root, imports = self.store.folder.parent, self.store.imports
         tasks = [(self.origin, root, imports, trial.shape, share) for trial in trials]
-        with self.store.display.task("trials") as bar:
-            for done, (number, made) in enumerate(self.pool.run(make_trial, tasks), 1):
-                for stage, seconds in made:
-                    self.store.note(stage, seconds, trials[number].shape.name)
-                bar.update(done, len(tasks))
+        try:
+            with self.store.display.task("trials") as bar:
+                for done, (number, made) in enumerate(self.pool.run(make_trial, tasks), 1):
+                    for stage, seconds in made:
+                        self.store.note(stage, seconds, trials[number].shape.name)
+                    bar.update(done, len(tasks))
+        except WorkersDied as error:
+            self.store.display.say(
+                f"  trials go on one by one: a process that made them ended ({error})"
+            )
 
 
 def make_trial(task: tuple[Origin, Path, Sequence[str], Shape, float]) -> Made:

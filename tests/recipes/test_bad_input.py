@@ -178,8 +178,8 @@ def test_a_truncated_shard_is_named_and_the_rest_is_kept(
     made: list[str] = []
     ensure = Store.ensure
 
-    def counted(self: Store, stage: Any) -> Any:
-        folder = ensure(self, stage)
+    def counted(self: Store, stage: Any, trial: str | None = None) -> Any:
+        folder = ensure(self, stage, trial)
         made.extend([] if folder.cached else [stage.name])
         return folder
 

@@ -12,11 +12,12 @@ import pytest
 
 from paredown.eval.data import Data
 from paredown.eval.errors import RecipeError, RunError
-from paredown.recipes import pipeline
+from paredown.recipes import pipeline, stage_score
 from paredown.recipes.api import check, run
 from paredown.recipes.frontier import Frontier
 from paredown.recipes.shapes import Cost, Shape
 from paredown.recipes.stage_score import Score
+from paredown.recipes.store import Store
 from paredown.recipes.trials import Trial, best_of
 
 Base = dict[str, Any]
@@ -120,16 +121,26 @@ def test_without_training_the_shape_that_agrees_most_as_cut_is_chosen(
 
 
 def test_trials_made_by_other_processes_are_the_stages_of_this_one(
-    base: Base, tmp_path: Path
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    told: list[str] = []
+    note = Store.note
+
+    def noted(self: Store, name: str, seconds: float, trial: str) -> None:
+        told.append(f"{name} {trial}")
+        note(self, name, seconds, trial)
+
+    monkeypatch.setattr(Store, "note", noted)
     base["budget"] = {"flops": 0.4, "shapes": 3, "processes": 2}
     result = run(base, out=tmp_path / "runs" / "beside")
     assert result.report is not None and not result.cached
-    again = run(base, out=tmp_path / "runs" / "beside")
-    assert again.cached
+    search = result.report["search"]
+    for trial in search["trials"]:
+        assert {f"prune {trial['name']}", f"score {trial['name']}"} <= set(told)
+    assert run(base, out=tmp_path / "runs" / "beside").cached
     alone = base | {"budget": {"flops": 0.4, "shapes": 3, "processes": 1}}
-    found = run(alone, out=tmp_path / "runs" / "alone").report
-    assert found is not None and found["search"] == result.report["search"]
+    found = run(alone, out=tmp_path / "other" / "alone").report  # a store of its own
+    assert found is not None and found["search"] == search
 
 
 def test_a_trial_that_fails_elsewhere_tells_its_error_here(
@@ -137,16 +148,18 @@ def test_a_trial_that_fails_elsewhere_tells_its_error_here(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "failing.py").write_text(
-        "from paredown.recipes import trials\n"
-        "def refuse(*_, **__):\n    raise RuntimeError('this trial is bad')\n"
-        "trials.prune_stage = refuse\n"
+        "import os\nfrom paredown.recipes import stage_score\n"
+        "def refuse(*_, **__):\n    open(f'met-{os.getpid()}', 'w')\n"
+        "    raise ValueError('this trial is bad')\n"
+        "stage_score._classes = refuse\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("paredown.recipes.trials.prune_stage", None)  # restored afterwards
+    monkeypatch.setattr(stage_score, "_classes", stage_score._classes)  # restored afterwards
     base["budget"] = {"flops": 0.4, "shapes": 3, "processes": 2}
-    with pytest.raises(RuntimeError, match="this trial is bad"):
+    with pytest.raises(RunError, match="this trial is bad"):
         run(base, out=tmp_path / "runs" / "small", imports=["failing"])
+    assert len(list(tmp_path.glob("met-*"))) > 1  # in workers first, then here
 
 
 def test_a_budget_of_time_is_met_as_saved(
@@ -161,6 +174,11 @@ def test_a_budget_of_time_is_met_as_saved(
     for trial in search["trials"]:
         assert 0 < trial["measured"]["latency_ms"] < 1000
         assert 0 < trial["predicted"]["latency_ms"] < 1000
+    with monkeypatch.context() as patch:
+        slow = {"ms": 2000.0}, {"ms": 1500.0}
+        patch.setattr("paredown.recipes.search.times_of", lambda folder: slow)
+        with pytest.raises(RunError, match=r"tried takes more as saved. The nearest .* 1.5e\+03"):
+            run(base, out=tmp_path / "runs" / "small")
     base["budget"] = {"latency_ms": 1e-6, "shapes": 2, "processes": 1}
     with pytest.raises(RecipeError, match=r"budget.latency_ms 1e-06: no shape is that small. The"):
         run(base, out=tmp_path / "runs" / "small")
@@ -214,9 +232,8 @@ def test_the_student_of_a_retain_budget_is_the_trial_that_held(base: Base, tmp_p
         smaller = trial["predicted"]["flops"] < chosen["predicted"]["flops"]
         if smaller and len(trial["agreement"]) == 3:
             assert trial["interval"][0] < 0.01
-    names = [path.name for path in (tmp_path / "runs" / ".stages").iterdir()]
-    trained = [stage for stage in result.report["stages"] if stage["name"] == "distill"]
-    assert trained[0]["cached"] or f"distill-{trained[0]['fingerprint']}" in names
+    cached = {stage["name"]: stage["cached"] for stage in result.report["stages"]}
+    assert cached["prune"] and cached["distill"]  # made while the search looked for it
 
 
 def test_a_budget_that_nothing_meets_says_what_is_nearest(base: Base, tmp_path: Path) -> None:

@@ -21,12 +21,12 @@ def test_a_run_needs_no_test_row_between_data_and_evaluate(
     ensure = Store.ensure
     hidden: dict[Path, bytes] = {}
 
-    def guarded(self: Store, stage: Stage) -> Folder:
+    def guarded(self: Store, stage: Stage, trial: str | None = None) -> Folder:
         made.append(stage.name)
         if stage.name == "evaluate":
             for path, content in hidden.items():
                 path.write_bytes(content)
-        folder = ensure(self, stage)
+        folder = ensure(self, stage, trial)
         if stage.name == "data":
             for path in (folder.path / "test.arrow", tmp_path / "run/smoke/data/test.jsonl"):
                 hidden[path] = path.read_bytes()
