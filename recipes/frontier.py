@@ -104,6 +104,6 @@ class Frontier:
         return RunError(
             f"budget.retain {self.retain:g}: no shape keeps that at up to {LARGEST:.0%} of the "
             f"teacher's FLOPs. The nearest is {nearest.shape.name}, at {share:.3g} of them: the "
-            f"lower end of its interval on the validation rows is {low:.4f}. Ask for less, give more "
-            "validation rows (`data.validation`), or train longer (`distill.epochs`)."
+            f"lower end of its interval on the validation rows is {low:.4f}. Ask for less, give "
+            "more validation rows (`data.validation`), or train longer (`distill.epochs`)."
         )

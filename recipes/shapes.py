@@ -20,6 +20,7 @@ from .consistency import SEARCHED
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+HEADS = ("attention_heads", "kv_heads")
 TIMED = ("latency_ms", "usd_per_million")
 """Costs that only a clock tells."""
 Curve = Mapping[str, Sequence[tuple[int, float]]]
@@ -199,9 +200,7 @@ class Costs:
         if "hidden_size" in sizes and anatomy.attention.head_dim is None:
             heads = sizes["hidden_size"] // anatomy.head_dim(self.model.config)
             setattr(config, anatomy.attention.heads, heads)
-        elif anatomy.attention.head_dim and {"hidden_size", "attention_heads", "kv_heads"} & set(
-            sizes
-        ):
+        elif anatomy.attention.head_dim and set(sizes) & {"hidden_size", *HEADS}:
             setattr(config, anatomy.attention.head_dim, anatomy.head_dim(self.model.config))
         if "kv_heads" in sizes and "attention_heads" not in sizes:
             group = anatomy.heads(config) // anatomy.kv_heads(config)
