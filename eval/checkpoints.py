@@ -195,6 +195,7 @@ def verify_stock(model: TextModel, folder: Path) -> None:
     count = sum(p.numel() for p in model.backbone.parameters())
     if sum(p.numel() for p in stock.parameters()) != count:
         raise RunError("The reloaded checkpoint has another number of parameters.")
+    del stock, loaded  # a large model is in memory once less
     whole = load_model(folder, task, dtype=str(model.backbone.dtype).removeprefix("torch."))
     texts = ["a short sample", "another, somewhat longer sample text: 1 2 3"]
     device = model.backbone.device
