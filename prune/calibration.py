@@ -19,6 +19,8 @@ from .anatomy import Anatomy
 BATCH_TOKENS = 4096
 MAX_TOKENS = 131_072
 """Tokens of a calibration at most: the states of that many are held in memory, twice."""
+KEPT = 1 << 28
+"""Numbers of one layer's channels, over all tokens, that are kept instead of computed again."""
 HELD_OUT = 256
 """Rows kept aside to measure a cut on, at most; and at most a fifth of what there is."""
 
@@ -169,6 +171,10 @@ class LayerRunner:
         for batch in range(len(batches)):
             self._extras.append([])
             self.finish(batch, None)
+
+    def may_keep(self, width: int) -> bool:
+        """Whether so many numbers of each token may be kept in memory."""
+        return sum(mask.numel() for mask in self.masks) * width <= KEPT
 
     def of(self, model: TextModel) -> LayerRunner:
         """The same for another model on the same batches."""

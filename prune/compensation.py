@@ -29,8 +29,6 @@ from .modules import Linear, copy_sharing
 
 LARGE = 4096
 """FFN channels from which on they are chosen one by one, if there are no more tokens than that."""
-HELD = 1 << 28
-"""Numbers of a layer's channels, over all tokens, that are kept instead of computed again."""
 
 
 def too_many(channels: int, tokens: int) -> bool:
@@ -114,8 +112,9 @@ class _Passes:
         self.layer = runner.layers[number]
         self.out = Linear(self.layer.get_submodule(anatomy.ffn_out))
         self.every = list(range(self.out.inputs))
-        size = sum(mask.numel() for mask in runner.masks) * self.out.inputs
-        self._kept: list[tuple[Tensor, Tensor]] | None = [] if size <= HELD else None
+        self._kept: list[tuple[Tensor, Tensor]] | None = None
+        if runner.may_keep(self.out.inputs):
+            self._kept = []
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Channels (B, T, C) and residual (B, T, H) of one batch after another."""

@@ -100,8 +100,13 @@ def normed(norm: Any, states: Tensor) -> Tensor:
     states = states.float()
     if isinstance(norm, nn.LayerNorm):
         return nn.functional.layer_norm(states, states.shape[-1:], eps=norm.eps)
+    return states * inverse_rms(norm, states)
+
+
+def inverse_rms(norm: Any, states: Tensor) -> Tensor:
+    """What an RMS norm multiplies states (…, H) with before it scales them, (…, 1) float32."""
     eps = getattr(norm, "variance_epsilon", None) or norm.eps
-    found: Tensor = states * (states.pow(2).mean(-1, keepdim=True) + eps).rsqrt()
+    found: Tensor = (states.float().pow(2).mean(-1, keepdim=True) + eps).rsqrt()
     return found
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..eval.models import TextModel
 from .anatomy import Anatomy, Stack
 from .calibration import LayerRunner, another_forward
-from .module_fit import LinearFit, NormFit, normed
+from .module_fit import LinearFit, NormFit, inverse_rms
 from .modules import copy_sharing, norms, outer, readers
 from .plan import Cut, Plan
 from .rotation import Turn
@@ -106,14 +106,20 @@ class _Kept:
 
     def __init__(self, plan: Plan, turn: Turn | None) -> None:
         self.plan, self.turn = plan, turn
+        self._last: tuple[Tensor, Tensor] | None = None
+        """A sum that was turned: a norm reads it next."""
 
     def target(
         self, module: nn.Module, dims: Sequence[Any], layer: int, read: Tensor, wrote: Tensor
     ) -> Tensor:
         """What a module of the cut model should give, from what the original's reads and writes."""
         if self.turn is not None and dims[0] == "hidden":
+            whole = read if len(dims) == 1 else wrote
+            if self._last is None or self._last[0] is not whole:
+                self._last = whole, self.turn.states(whole)
             # Where the space is turned, norms are without weights of their own.
-            return self.turn.states(normed(module, read) if len(dims) == 1 else wrote)
+            turned = self._last[1]
+            return turned * inverse_rms(module, read) if len(dims) == 1 else turned
         index = self.plan.index(dims[0], layer)
         return wrote if index is None else wrote.index_select(-1, index.to(wrote.device))
 
@@ -232,6 +238,8 @@ class _Pair:
         """Maps that are fitted to bring the sum they are added to to the original's."""
         self.order: list[str] = []
         self.wanted: list[dict[str, Tensor]] = []  # of each batch
+        self._ends: list[tuple[Tensor, Tensor]] = []
+        """What the map at the layer's end reads, and what its output is added to."""
 
     def ask(self, kept: _Kept, *, everything: bool) -> list[list[str]]:
         """Runs the original once, and keeps what its modules should give, and its own output.
@@ -311,7 +319,8 @@ class _Pair:
 
     def _before_sum(self, path: str, batch: int) -> tuple[Tensor, Tensor]:
         """What a map reads, and what its output is added to."""
-        module, seen = self.layer.get_submodule(path), []
+        module: Any = self.layer.get_submodule(path)
+        seen: list[Tensor] = []
 
         def silent(read: Tensor) -> Tensor:
             seen.append(read)
@@ -321,6 +330,8 @@ class _Pair:
         if norm is None:
             with another_forward(module, silent):
                 rest = self.ours.run(self.layer, self.number, batch, self.our_states[batch])
+            if self.ours.may_keep(seen[0].shape[-1]):
+                self._ends.append((seen[0], rest))
             return seen[0], rest
         end = self.layer.get_submodule(norm)
         with another_forward(module, silent), _Taps({end}) as taps:
@@ -329,6 +340,13 @@ class _Pair:
 
     def advance(self) -> None:
         """Moves the states of what is left through the layer."""
+        if self._ends:
+            out = self.layer.get_submodule(str(self.stack.ffn_out))
+            with self.ours.computing():
+                self.our_states[:] = [
+                    (out(read) + rest).to(rest.dtype) for read, rest in self._ends
+                ]
+            return
         for batch, states in enumerate(self.our_states):
             self.our_states[batch] = self.ours.run(self.layer, self.number, batch, states)
 

@@ -146,12 +146,12 @@ class _State:
                 f"{tuple(value.shape)} is cut: the model has a part that stock ones do not have. "
                 "Cut layers and FFN channels only."
             )
-        if dims is not None and self.turn is not None:
-            part = self.turn.tensor(name, part, dims)
         for dim, kind in enumerate(dims or ()):  # unknown ones are no part of a layer's widths
             index = None
             if kind != "hidden" or self.turn is None:
                 index = self.plan.index(kind, layer)
             if index is not None:
                 part = part.index_select(dim, index.to(part.device))
+        if dims is not None and self.turn is not None:
+            part = self.turn.tensor(name, part, dims)
         return part.clone() if part is value else part

@@ -10,7 +10,7 @@ import torch
 
 from paredown.eval.models import TextModel
 from paredown.eval.tasks import get_task
-from paredown.prune import compensation
+from paredown.prune import calibration
 from paredown.prune.anatomy import anatomy_of
 from paredown.prune.calibration import LayerRunner, batches_of
 from paredown.prune.compensation import fit
@@ -33,7 +33,7 @@ def test_what_is_computed_again_is_what_is_kept(
 ) -> None:
     model = tiny_model(kind, get_task("retrieval"))
     kept, channels = fitted(model, layers, 24)
-    monkeypatch.setattr(compensation, "HELD", 0)
+    monkeypatch.setattr(calibration, "KEPT", 0)
     again, same = fitted(model, layers, 24)
     assert channels == same
     for name, value in kept.state_dict().items():

@@ -20,6 +20,7 @@ from paredown.prune import (
     CRITERIA,
     Criterion,
     axis_importance,
+    calibration,
     compensation,
     prune_model,
     register_criterion,
@@ -142,6 +143,17 @@ def test_many_channels_are_chosen_by_contribution_and_cut_at_once(
         assert kept == choose_by_score(scores.detach().double().numpy(), 24)
     assert pruned.model.config.intermediate_size == 24
     save_model(pruned.model, tmp_path / "small")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_what_is_computed_again_is_what_is_kept(
+    kind: str, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = text_model(kind, tokenizer)
+    kept = prune_model(model, TEXTS, hidden_size=16).model.predict(TEXTS)
+    monkeypatch.setattr(calibration, "KEPT", 0)
+    again = prune_model(model, TEXTS, hidden_size=16).model.predict(TEXTS)
+    assert np.abs(again - kept).max() < 1e-4
 
 
 @pytest.mark.parametrize("kind", NARROW)
