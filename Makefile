@@ -28,7 +28,7 @@ lint: .venv/.dev typing
 	$(BIN)/codespell
 
 bench: .venv/.bench
-	@for name in capture training compensation pruning page; do \
+	@for name in capture training compensation pruning calibration page; do \
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:

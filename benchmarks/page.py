@@ -6,6 +6,7 @@ python benchmarks/page.py
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,35 @@ def section(result: dict[str, Any]) -> str:
         f"torch {machine['libraries']['torch']}, "
         f"transformers {machine['libraries']['transformers']}.\n",
     ]
-    paired = any("flops" in row for row in result["rows"])
-    lines += competition(result["rows"]) if paired else plain(result["rows"])
+    lines += table_of(result["rows"])(result["rows"])
     remarks = RESULTS / f"{result['name']}.md"
     if remarks.exists():
         lines += ["", remarks.read_text("utf-8").strip()]
     return "\n".join(lines) + "\n"
+
+
+def table_of(rows: list[dict[str, Any]]) -> Callable[[list[dict[str, Any]]], list[str]]:
+    """The kind of table that rows need."""
+    if any("flops" in row for row in rows):
+        return competition
+    return budgets if any("bound" in row for row in rows) else plain
+
+
+def budgets(rows: list[dict[str, Any]]) -> list[str]:
+    """A table of seconds and memory beside what they may be."""
+    lines = [
+        "| case | seconds | may be | peak GB | may be | tokens | 1 − cosine as cut | as fitted |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        bound, distance = row["bound"], row["distance"]
+        gb = "" if bound["gb"] is None else bound["gb"]
+        lines.append(
+            f"| {row['case']} | {row['seconds']:.1f} | {bound['seconds']} | {row['gb']:.2f} | {gb} "
+            f"| {row['calibration']['tokens']} | {distance['as_cut']:.4f} "
+            f"| {distance['fitted']:.4f} |"
+        )
+    return lines
 
 
 def plain(rows: list[dict[str, Any]]) -> list[str]:

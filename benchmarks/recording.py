@@ -47,6 +47,12 @@ def row(case: str, ours: Sequence[float], peer: Sequence[float], unit: str) -> d
 
 def record(name: str, rows: Sequence[Mapping[str, Any]], **facts: Any) -> None:
     """Prints the table and writes ``benchmarks/results/<name>.json``."""
+    write(name, rows, **facts)
+    show(name, rows)
+
+
+def write(name: str, rows: Sequence[Mapping[str, Any]], **facts: Any) -> None:
+    """Writes ``benchmarks/results/<name>.json``."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     )
@@ -61,7 +67,6 @@ def record(name: str, rows: Sequence[Mapping[str, Any]], **facts: Any) -> None:
     }
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    show(name, rows)
 
 
 def show(name: str, rows: Sequence[Mapping[str, Any]]) -> None:

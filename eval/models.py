@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -314,6 +315,7 @@ def load_model(
     torch_dtype = getattr(torch, dtype, None)
     if not isinstance(torch_dtype, torch.dtype):
         raise RecipeError(f"Unknown dtype '{dtype}'; float32, bfloat16 and float16 are common.")
+    _refuse_custom_architecture(folder)
     tokenizer = load_tokenizer(folder)
     extra: dict[str, Any] = {}
     if attn_implementation:
@@ -347,6 +349,21 @@ def load_model(
         load_dense(dense).to(torch_dtype) if dense else None,
     )
     return model.eval()
+
+
+def _refuse_custom_architecture(folder: Path) -> None:
+    """Only what transformers itself can build is loaded: code from a checkpoint is never run."""
+    from transformers import CONFIG_MAPPING
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kind = str(config.get("model_type") or "unnamed")
+    if kind not in CONFIG_MAPPING:
+        raise RunError(
+            f"The checkpoint '{folder.name}' is of the architecture '{kind}', which the installed "
+            "transformers does not have; paredown runs no code that a checkpoint brings. Save its "
+            "weights as a stock architecture, or record its answers (`teacher: {kind: recorded}`) "
+            "and name a stock `student: {model: …}`."
+        )
 
 
 def _refuse_invented_weights(folder: Path, backbone: Any, info: Any, *, new_head: bool) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .eval.metrics import Metric, register_metric
     from .eval.tasks import Column, Task, register_task
     from .export.formats import Format, register_format
+    from .prune.criteria import Criterion, register_criterion
     from .recipes.api import check, list_recipes, report, run
     from .recipes.gate import gate
     from .recipes.schema import Recipe
@@ -34,6 +35,8 @@ _HOMES = {
     "register_metric": "eval.metrics",
     "Loss": "distill.losses",
     "register_loss": "distill.losses",
+    "Criterion": "prune.criteria",
+    "register_criterion": "prune.criteria",
     "Format": "export.formats",
     "register_format": "export.formats",
     "PareError": "eval.errors",
@@ -45,6 +48,7 @@ _HOMES = {
 
 __all__ = [
     "Column",
+    "Criterion",
     "DataError",
     "Format",
     "Loss",
@@ -59,6 +63,7 @@ __all__ = [
     "check",
     "gate",
     "list_recipes",
+    "register_criterion",
     "register_format",
     "register_loss",
     "register_metric",

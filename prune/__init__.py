@@ -6,6 +6,7 @@ from .criteria import CRITERIA, Criterion, axis_importance, register_criterion
 from .index_maps import compose
 from .masks import Pattern, Zeros, mask_model, pattern_of
 from .pruning import Pruned, prune_model
+from .scores import Subject, token_means
 from .surgery import Cut, IndexMap, cut, cut_backbone
 from .vocabulary import PrunedVocabulary, TokenizationChange, prune_vocabulary, tokenization_change
 
@@ -20,6 +21,7 @@ __all__ = [
     "Pattern",
     "Pruned",
     "PrunedVocabulary",
+    "Subject",
     "TokenizationChange",
     "Zeros",
     "anatomy_of",
@@ -32,5 +34,6 @@ __all__ = [
     "prune_model",
     "prune_vocabulary",
     "register_criterion",
+    "token_means",
     "tokenization_change",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from .anatomy import Anatomy
 BATCH_TOKENS = 4096
 MAX_TOKENS = 131_072
 """Tokens of a calibration at most: the states of that many are held in memory, twice."""
+KEPT = 1 << 28
+"""Numbers of one layer's channels, over all tokens, that are kept instead of computed again."""
 HELD_OUT = 256
 """Rows kept aside to measure a cut on, at most; and at most a fifth of what there is."""
 
@@ -144,8 +146,11 @@ def without_cache(model: TextModel) -> Iterator[None]:
 class LayerRunner:
     """Runs single layers on calibration batches, with the arguments that the model gives them.
 
+    The arguments are learnt from a pass in which the layers compute nothing.
+
     Attributes:
         masks: Which positions are tokens, one (B, T) for each batch.
+        tokens: How many there are.
         inputs: The input of the first layer, one (B, T, H) for each batch.
     """
 
@@ -156,29 +161,20 @@ class LayerRunner:
         batches: Sequence[dict[str, Tensor]],
         precision: str,
     ) -> None:
-        self.precision, self.anatomy, self.batches = precision, anatomy, batches
-        self.device = model.backbone.device
+        self.model, self.precision = model, precision
+        self.anatomy, self.batches = anatomy, batches
+        self.layers = list(anatomy.layers_of(model.backbone))
         self.masks = [batch["attention_mask"].bool() for batch in batches]
+        self.tokens = sum(int(mask.sum()) for mask in self.masks)
         self.inputs: list[Tensor] = []
         self._extras: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
+        for batch in range(len(batches)):
+            self._extras.append([])
+            self.finish(batch, None)
 
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not self._extras[-1]:
-                self.inputs.append(args[0])
-            self._extras[-1].append((args[1:], kwargs))
-
-        handles = [
-            layer.register_forward_pre_hook(hook, with_kwargs=True)
-            for layer in anatomy.layers_of(model.backbone)
-        ]
-        try:
-            for batch in batches:
-                self._extras.append([])
-                with torch.no_grad(), autocast(self.device, precision), without_cache(model):
-                    model(**batch)
-        finally:
-            for handle in handles:
-                handle.remove()
+    def may_keep(self, width: int) -> bool:
+        """Whether so many numbers of each token may be kept in memory."""
+        return sum(mask.numel() for mask in self.masks) * width <= KEPT
 
     def of(self, model: TextModel) -> LayerRunner:
         """The same for another model on the same batches."""
@@ -194,7 +190,51 @@ class LayerRunner:
             states: The layer's input, (B, T, H).
         """
         args, kwargs = self._extras[batch][number]
-        with torch.no_grad(), autocast(self.device, self.precision):
+        with self.computing():
             out = layer(states, *args, **kwargs)
         found: Tensor = out[0] if isinstance(out, tuple) else out
         return found.to(states.dtype)
+
+    def finish(self, batch: int, states: Tensor | None) -> Tensor:
+        """The signal of a batch, (B, W), where the last layer gives these states (B, T, H).
+
+        Layers compute nothing, so all before the first of them may be watched as well.
+        """
+        with contextlib.ExitStack() as stack, self.computing(), without_cache(self.model):
+            for number, layer in enumerate(self.layers):
+                last = number == len(self.layers) - 1
+                forward = self._idle(batch, states if last else None)
+                stack.enter_context(another_forward(layer, forward))
+            values: Tensor = self.model(**self.batches[batch]).values
+        return values
+
+    def _idle(self, batch: int, states: Tensor | None) -> Callable[..., Tensor]:
+        """A layer's forward that notes what it is given, if that is not known yet."""
+
+        def forward(given: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if len(self.inputs) == batch:
+                self.inputs.append(given)
+            if len(self._extras[batch]) < len(self.layers):
+                self._extras[batch].append((args, kwargs))
+            return given if states is None else states
+
+        return forward
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Runs a block without gradients, in the precision of forward passes."""
+        with torch.no_grad(), autocast(self.model.backbone.device, self.precision):
+            yield
+
+
+@contextlib.contextmanager
+def another_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Runs a block in which a module computes something else."""
+    own = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own

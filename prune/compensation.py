@@ -12,8 +12,7 @@ docs/lab-notes.md has what each of these choices gave, and what was tried beside
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,13 +22,18 @@ from torch import Tensor, nn
 
 from ..eval.models import TextModel
 from .anatomy import Anatomy
-from .calibration import LayerRunner
+from .calibration import LayerRunner, another_forward
 from .importance import channel_importance, choose_by_score, choose_channels
 from .least_squares import Moments, as_float64, solve
-from .modules import Linear
+from .modules import Linear, copy_sharing
 
 LARGE = 4096
 """FFN channels from which on they are chosen one by one, if there are no more tokens than that."""
+
+
+def too_many(channels: int, tokens: int) -> bool:
+    """Whether FFN channels are told apart by their own contribution only."""
+    return channels > max(LARGE, tokens / 2)
 
 
 def fit(
@@ -41,7 +45,7 @@ def fit(
     *,
     compensate: bool,
     narrowed: TextModel | None = None,
-    hidden: Sequence[int] | None = None,
+    kept: Callable[[Tensor], Tensor] | None = None,
     scores: Sequence[NDArray[np.float64]] | None = None,
 ) -> tuple[TextModel, list[list[int]] | None]:
     """Chooses the FFN channels of the kept layers, and fits the kept layers to the cut.
@@ -54,35 +58,31 @@ def fit(
         width: FFN channels to keep of each, or None for all.
         compensate: Whether to fit. If not, channels are chosen by `channel_importance` and no
             weight of a kept channel is changed.
-        narrowed: The original with other axes cut, to go on from; the original itself if None.
-        hidden: Channels of the residual stream that it has kept, or None for all.
+        narrowed: The original with other axes cut, to go on from; the original itself if None. Is
+            not changed.
+        kept: What is left of the original's residual stream in it; None for all of it.
         scores: Of the FFN channels of each layer of the original; the highest are kept.
 
     Returns:
         A model of the narrowed one's shape, ready for `surgery.cut`: with the other layers skipped
-        it computes what the cut model will. And the channels kept of each kept layer, ascending,
-        or None where the width is not cut.
+        it computes what the cut model will. It shares the numbers that are not fitted. And the
+        channels kept of each kept layer, ascending, or None where the width is not cut.
     """
-    walk = _Walk(model, anatomy, rows, narrowed, hidden)
-    ends = [*(i - 1 for i in layers[1:]), len(walk.originals) - 1]
+    walk = _Walk(rows, anatomy, narrowed or model, layers, kept)
+    ends = [*(i - 1 for i in layers[1:]), len(rows.layers) - 1]
     channels: list[list[int]] = []
     begin, equal = 0, layers[0] == 0 and narrowed is None
     for number, end in zip(layers, ends, strict=True):
         if compensate and end != number:
             walk.take_norm(number, end)
-        equal = equal and end == number
-        moments = walk.moments(number, range(begin, end + 1) if compensate else None)
-        if scores is not None and width is not None:
-            keep = choose_by_score(scores[number], width)
-        else:
-            keep = walk.choose(number, moments, width, fitted=compensate)
-        if compensate and not (equal and width is None):
-            walk.fit(number, moments, keep)
-        else:
-            walk.out(number).silence(keep)
-        equal = equal and width is None
-        walk.advance(number)
-        channels.append(keep)
+        equal = equal and end == number and width is None
+        said = None if scores is None else scores[number]
+        if equal:
+            walk.skip(number)
+        elif compensate:
+            channels.append(walk.fit(number, range(begin, end + 1), width, said))
+        elif width is not None:
+            channels.append(walk.choose(number, width, said))
         begin = end + 1
     return walk.work, channels if width is not None else None
 
@@ -90,20 +90,84 @@ def fit(
 def unfitted(
     model: TextModel, anatomy: Anatomy, layers: Sequence[int], channels: list[list[int]] | None
 ) -> TextModel:
-    """A copy of a model whose channels that are not kept are 0, and nothing else is changed."""
-    work = copy.deepcopy(model)
-    for number, keep in zip(layers, channels or [], strict=False):
+    """A model whose channels that are not kept are 0; it shares all other numbers with a model."""
+    if channels is None:
+        return model
+    every = anatomy.layers_of(model.backbone)
+    work = copy_sharing(model, [every[i].get_submodule(anatomy.ffn_out) for i in layers])
+    for number, keep in zip(layers, channels, strict=True):
         out = anatomy.layers_of(work.backbone)[number].get_submodule(anatomy.ffn_out)
         Linear(out).silence(keep)
     return work
 
 
-class _Tap:
-    """What passes through the end of a layer: channels h, FFN output y, sum s = y + residual."""
+class _Passes:
+    """What a layer's output projection reads on each batch, and what its output is added to.
 
-    channels: Tensor
-    output: Tensor
-    sum: Tensor
+    Computed once and kept if it is not too large, else computed each time.
+    """
+
+    def __init__(self, runner: LayerRunner, anatomy: Anatomy, number: int, states: list[Tensor]):
+        self.runner, self.anatomy, self.number, self.states = runner, anatomy, number, states
+        self.layer = runner.layers[number]
+        self.out = Linear(self.layer.get_submodule(anatomy.ffn_out))
+        self.every = list(range(self.out.inputs))
+        self._kept: list[tuple[Tensor, Tensor]] | None = None
+        if runner.may_keep(self.out.inputs):
+            self._kept = []
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Channels (B, T, C) and residual (B, T, H) of one batch after another."""
+        for batch in range(len(self.states)):
+            if self._kept is None:
+                yield self._run(batch)
+                continue
+            if len(self._kept) == batch:
+                self._kept.append(self._run(batch))
+            yield self._kept[batch]
+
+    def _run(self, batch: int) -> tuple[Tensor, Tensor]:
+        seen: list[Tensor] = []
+
+        def silent(channels: Tensor) -> Tensor:
+            seen.append(channels)
+            return channels.new_zeros(*channels.shape[:-1], self.out.outputs)
+
+        with another_forward(self.out.module, silent):
+            total, _ = run_to_sum(self.runner, self.anatomy, self.number, batch, self.states[batch])
+        return seen[0], total
+
+    def outputs(self) -> Iterator[Tensor]:
+        """What the layer gives now, (B, T, H), of one batch after another."""
+        path = self.anatomy.ffn_norm
+        for batch, states in enumerate(self.states):
+            known = self._kept is not None and len(self._kept) > batch
+            if self._kept is None or not known or self.anatomy.stacks[0].sandwich:
+                yield self.runner.run(self.layer, self.number, batch, states)
+                continue
+            channels, residual = self._kept[batch]
+            with self.runner.computing():
+                found = self.out.module(channels) + residual
+                if path is not None:
+                    found = self.layer.get_submodule(path)(found)
+            yield found.to(states.dtype)
+
+
+def run_to_sum(
+    runner: LayerRunner, anatomy: Anatomy, number: int, batch: int, states: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Runs a layer: the sum of FFN output and residual, and what the layer gives, (B, T, H)."""
+    layer, seen = runner.layers[number], []
+    with contextlib.ExitStack() as stack:
+        if (path := anatomy.ffn_norm) is not None:
+
+            def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+                seen.append(args[0])
+
+            handle = layer.get_submodule(path).register_forward_pre_hook(note)
+            stack.callback(handle.remove)
+        found = runner.run(layer, number, batch, states)
+    return (seen[0] if seen else found), found
 
 
 class _Walk:
@@ -111,110 +175,132 @@ class _Walk:
 
     def __init__(
         self,
-        model: TextModel,
-        anatomy: Anatomy,
         rows: LayerRunner,
-        narrowed: TextModel | None,
-        hidden: Sequence[int] | None,
+        anatomy: Anatomy,
+        start: TextModel,
+        layers: Sequence[int],
+        kept: Callable[[Tensor], Tensor] | None,
     ) -> None:
-        self.anatomy, self.rows, self.runner = anatomy, rows, rows
-        self.work = copy.deepcopy(narrowed or model)
-        self.originals = anatomy.layers_of(model.backbone)
-        self.copies = anatomy.layers_of(self.work.backbone)
+        self.anatomy, self.rows, self.kept = anatomy, rows, kept
+        every = anatomy.layers_of(start.backbone)
+        paths = [path for path in (anatomy.ffn_out, anatomy.ffn_norm) if path]
+        self.work = copy_sharing(start, [every[i].get_submodule(p) for i in layers for p in paths])
+        self.runner = rows.of(self.work)
         self.teacher = list(rows.inputs)  # each (B, T, H)
-        if narrowed is not None:
-            self.runner = rows.of(self.work)
         self.student = list(self.runner.inputs)  # each (B, T, kept H)
-        self.hidden = None if hidden is None else torch.tensor(list(hidden))
 
     def take_norm(self, number: int, end: int) -> None:
         """Gives a layer the norm at the end of the gap behind it."""
         if (path := self.anatomy.ffn_norm) is not None:
-            state = self.copies[end].get_submodule(path).state_dict()
-            self.copies[number].get_submodule(path).load_state_dict(state)
+            state = self.runner.layers[end].get_submodule(path).state_dict()
+            self.runner.layers[number].get_submodule(path).load_state_dict(state)
 
-    def moments(self, number: int, gap: range | None) -> Moments:
-        """Moments of a layer's channels in the copy, and of the FFN output they should give.
+    def skip(self, number: int) -> None:
+        """Moves the states, which are still the same on both sides, through a layer."""
+        for batch, states in enumerate(self.student):
+            layer = self.runner.layers[number]
+            self.student[batch] = self.runner.run(layer, number, batch, states)
+        self.teacher = list(self.student)
+
+    def choose(self, number: int, width: int, scores: NDArray[np.float64] | None) -> list[int]:
+        """Chooses a layer's channels without a fit, silences the others, and moves on.
 
         Args:
             number: The layer.
-            gap: Layers of the original up to the sum to be met, through which the original's
-                states are moved; None to meet the layer's own FFN output.
+            width: Channels to keep.
+            scores: Of the channels, or None for their contribution.
         """
-        out = self.out(number)
-        moments = Moments(out.inputs, out.outputs)
-        gap = None if self.anatomy.stacks[0].sandwich else gap
-        for batch, mask in enumerate(self.rows.masks):
-            with self._tapped(self.copies[number]) as own:
-                self.runner.run(self.copies[number], number, batch, self.student[batch])
-            target, weight = own.output, torch.ones_like(mask, dtype=torch.float32)
-            for passed in gap or ():
-                with self._tapped(self.originals[passed]) as original:
-                    self.teacher[batch] = self.rows.run(
-                        self.originals[passed], passed, batch, self.teacher[batch]
-                    )
-                total = original.sum
-                if self.hidden is not None:
-                    total = total.index_select(-1, self.hidden.to(total.device))
-                target = total - (own.sum - own.output)
-                # A norm divides by the deviation, and with it the error of this token.
-                weight = 1 / total.var(-1, correction=0).clamp(min=1e-12)
-            moments.add(own.channels[mask], target[mask], weight[mask])
-        return moments
+        passes = self._passes(number)
+        scores = self._contributions(passes, None) if scores is None else scores
+        keep = choose_by_score(scores, width)
+        passes.out.silence(keep)
+        self.student = list(passes.outputs())
+        return keep
 
-    def choose(
-        self, number: int, moments: Moments, width: int | None, *, fitted: bool
+    def fit(
+        self, number: int, gap: range, width: int | None, scores: NDArray[np.float64] | None
     ) -> list[int]:
-        """The channels to keep of a layer."""
-        out = self.out(number)
-        if width is None:
-            return list(range(out.inputs))
-        if not fitted or out.inputs > max(LARGE, moments.tokens / 2):
-            scores = channel_importance(moments.second_moment(), out.as_float64())
-            return choose_by_score(scores, width)
-        covariance, cross = moments.covariances()
-        scale = np.ones(out.outputs)
-        if (path := self.anatomy.ffn_norm) is not None:
-            scale = as_float64(self.copies[number].get_submodule(path).weight)  # type: ignore[arg-type]
-        return choose_channels(covariance, cross * scale, width)
+        """Chooses a layer's channels, fits its output projection to meet a sum, and moves on.
 
-    def fit(self, number: int, moments: Moments, keep: Sequence[int]) -> None:
-        """Fits a layer's output projection; channels that are not kept get weight 0."""
-        out = self.out(number)
+        Args:
+            number: The layer.
+            gap: Layers of the original up to the sum to be met.
+            width: Channels to keep, or None for all.
+            scores: Of the channels, or None for what can best be written by what stays.
+
+        Returns:
+            The channels that are kept; the others get weight 0.
+        """
+        passes = self._passes(number)
+        targets = self._targets(passes, gap)
+        out, keep = passes.out, passes.every
+        if width is not None and scores is None and too_many(out.inputs, self.rows.tokens):
+            scores = self._contributions(passes, targets)
+        if width is None or scores is not None:
+            keep = keep if scores is None or width is None else choose_by_score(scores, width)
+            moments, inside = self._moments(passes, targets, keep), list(range(len(keep)))
+        else:
+            moments = self._moments(passes, targets, keep)
+            keep = inside = self._chosen(passes, moments, width)
         start = out.as_float64()
         weight = np.zeros_like(start)
-        weight[:, keep], bias = solve(moments, keep, start[:, keep], intercept=out.has_bias)
+        weight[:, keep], bias = solve(moments, inside, start[:, keep], intercept=out.has_bias)
         out.set(weight, bias)
+        self.student = list(passes.outputs())
+        return keep
 
-    def advance(self, number: int) -> None:
-        """Moves the copy's states through a layer."""
-        for batch, states in enumerate(self.student):
-            self.student[batch] = self.runner.run(self.copies[number], number, batch, states)
+    def _passes(self, number: int) -> _Passes:
+        return _Passes(self.runner, self.anatomy, number, self.student)
 
-    def out(self, number: int) -> Linear:
-        """The output projection of a layer of the copy."""
-        return Linear(self.copies[number].get_submodule(self.anatomy.ffn_out))
+    def _targets(self, passes: _Passes, gap: range) -> list[tuple[Tensor, Tensor]]:
+        """What the output projection should give each token, (N, H), and the token's weight."""
+        found = []
+        for batch, (channels, residual) in enumerate(passes):
+            mask = self.rows.masks[batch]
+            if self.anatomy.stacks[0].sandwich:  # the sum hides it behind a norm: its own output
+                with self.runner.computing():
+                    own = passes.out.module(channels[mask]).float()
+                found.append((own, own.new_ones(len(own))))
+                continue
+            for number in gap:
+                total, self.teacher[batch] = run_to_sum(
+                    self.rows, self.anatomy, number, batch, self.teacher[batch]
+                )
+            met = total[mask] if self.kept is None else self.kept(total[mask])
+            met = met.float()
+            # A norm divides by the deviation, and with it the error of this token.
+            weight = 1 / met.var(-1, correction=0).clamp(min=1e-12)
+            found.append((met - residual[mask].float(), weight))
+        return found
 
-    @contextlib.contextmanager
-    def _tapped(self, layer: nn.Module) -> Iterator[_Tap]:
-        tap = _Tap()
+    def _contributions(
+        self, passes: _Passes, targets: list[tuple[Tensor, Tensor]] | None
+    ) -> NDArray[np.float64]:
+        """Of the channels, by the weight of tokens."""
+        total, weights = torch.zeros(passes.out.inputs, dtype=torch.float64), 0.0
+        for batch, (channels, _) in enumerate(passes):
+            squares = channels[self.rows.masks[batch]].float().square_()
+            weight = squares.new_ones(len(squares)) if targets is None else targets[batch][1]
+            total += (weight @ squares).double().cpu()
+            weights += float(weight.sum())
+        return channel_importance((total / weights).numpy(), passes.out.as_float64())
 
-        def at_out(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            tap.channels, tap.output = args[0].float(), output.float()
+    def _moments(
+        self, passes: _Passes, targets: list[tuple[Tensor, Tensor]], keep: list[int]
+    ) -> Moments:
+        """Moments of some channels, and of what they should give."""
+        moments = Moments(len(keep), passes.out.outputs)
+        some = None if len(keep) == passes.out.inputs else torch.tensor(keep)
+        for batch, (channels, _) in enumerate(passes):
+            read = channels[self.rows.masks[batch]]
+            read = read if some is None else read.index_select(1, some.to(read.device))
+            moments.add(read, *targets[batch])
+        return moments
 
-        def at_norm(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            tap.sum = args[0].float()
-
-        def at_end(module: nn.Module, args: Any, output: Any) -> None:
-            tap.sum = (output[0] if isinstance(output, tuple) else output).float()
-
-        handles = [layer.get_submodule(self.anatomy.ffn_out).register_forward_hook(at_out)]
+    def _chosen(self, passes: _Passes, moments: Moments, width: int) -> list[int]:
+        """The channels by which the target is best written."""
+        covariance, cross = moments.covariances()
         if (path := self.anatomy.ffn_norm) is not None:
-            handles.append(layer.get_submodule(path).register_forward_pre_hook(at_norm))
-        else:
-            handles.append(layer.register_forward_hook(at_end))
-        try:
-            yield tap
-        finally:
-            for handle in handles:
-                handle.remove()
+            norm: Any = passes.layer.get_submodule(path)
+            cross = cross * as_float64(norm.weight)
+        return choose_channels(covariance, cross, width)

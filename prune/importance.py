@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..eval.models import TextModel
 from .anatomy import Anatomy
-from .calibration import distance, only_layers, signals
+from .calibration import LayerRunner, distance
+from .least_squares import positive_inverse, positive_solve
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor
 
 SUBSETS = 64
 """So many subsets of layers are all tried; more of them are first made fewer, one by one."""
@@ -35,29 +37,13 @@ def layer_importance(
     Args:
         model: Is not changed.
         anatomy: Of its architecture.
-        batches: Calibration rows; one batch is held at a time.
+        batches: Calibration rows; the states of all of them are held after every layer.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         keep: The layers that are still there, or None for all.
     """
-    keep = list(range(len(anatomy.layers_of(model.backbone)))) if keep is None else list(keep)
-    reference = signals(model, batches, precision)
-    return {
-        layer: _distance_without(model, anatomy, batches, precision, keep, (layer,), reference)
-        for layer in keep
-    }
-
-
-def _distance_without(
-    model: TextModel,
-    anatomy: Anatomy,
-    batches: Sequence[dict[str, Tensor]],
-    precision: str,
-    keep: Sequence[int],
-    removed: tuple[int, ...],
-    reference: Tensor,
-) -> float:
-    with only_layers(model, anatomy, [i for i in keep if i not in removed]):
-        return distance(model.signal, reference, signals(model, batches, precision))
+    every = range(len(anatomy.layers_of(model.backbone)))
+    search = _Subsets(LayerRunner(model, anatomy, batches, precision))
+    return search.without_one(list(every if keep is None else keep))
 
 
 def rank_layers(
@@ -66,33 +52,80 @@ def rank_layers(
     batches: Sequence[dict[str, Tensor]],
     precision: str,
     count: int,
+    scores: Mapping[int, float] | None = None,
 ) -> list[tuple[float, tuple[int, ...]]]:
     """Subsets of ``count`` layers, the one nearest to the whole model first.
 
     The least important layer is removed, what is left is scored again, and so on until the
-    subsets of what is left are at most `SUBSETS`; these are all tried.
+    subsets of what is left are at most `SUBSETS`; these are all tried. Of deep models only layers
+    whose removal alone changes little are thought of: twice as many as go.
+
+    Args:
+        model: Is not changed.
+        anatomy: Of its architecture.
+        batches: Calibration rows; the states of all of them are held after every layer.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        count: Layers to keep.
+        scores: What `layer_importance` says of all layers, if that is known.
 
     Returns:
         (distance to the whole model, layers kept), sorted by distance.
     """
-    keep = list(range(len(anatomy.layers_of(model.backbone))))
-    while math.comb(len(keep), count) > SUBSETS and len(keep) > count + 1:
-        scores = layer_importance(model, anatomy, batches, precision, keep)
-        free = keep[1:] if anatomy.first_layer else keep
-        keep.remove(min(free, key=lambda layer: (scores[layer], layer)))
-    reference = signals(model, batches, precision)
-    found = []
-    for kept in itertools.combinations(keep, count):
-        if anatomy.first_layer and kept[0] != 0:
-            continue  # no stock checkpoint goes without it
-        removed = tuple(i for i in keep if i not in kept)
-        found.append(
-            (
-                _distance_without(model, anatomy, batches, precision, keep, removed, reference),
-                kept,
-            )
-        )
-    return sorted(found)
+    search = _Subsets(LayerRunner(model, anatomy, batches, precision))
+    keep = list(range(len(search.runner.layers)))
+    fixed = {0} if anatomy.first_layer else set()  # no stock checkpoint goes without it
+    if math.comb(len(keep), count) > SUBSETS:
+        found = dict(scores or search.without_one(keep))
+        order = sorted(set(keep) - fixed, key=lambda layer: (found[layer], layer))
+        fixed |= set(order[2 * (len(keep) - count) :])
+        keep.remove(order[0])
+    while math.comb(len(keep) - len(fixed), count - len(fixed)) > SUBSETS:
+        found = search.without_one(keep, fixed)
+        keep.remove(min(found, key=lambda layer: (found[layer], layer)))
+    every = [kept for kept in itertools.combinations(keep, count) if fixed <= set(kept)]
+    return sorted(zip(search.distances(every), every, strict=True))
+
+
+class _Subsets:
+    """Some of a model's layers against all of them, on calibration rows."""
+
+    def __init__(self, runner: LayerRunner) -> None:
+        self.runner = runner
+        whole = tuple(range(len(runner.layers)))
+        ((_, self.reference),) = self._signals([whole])
+
+    def without_one(self, keep: list[int], fixed: Collection[int] = ()) -> dict[int, float]:
+        """Layer → distance when it is removed from those that are still there."""
+        gone = [layer for layer in keep if layer not in fixed]
+        subsets = [tuple(i for i in keep if i != layer) for layer in gone]
+        return dict(zip(gone, self.distances(subsets), strict=True))
+
+    def distances(self, subsets: Sequence[tuple[int, ...]]) -> list[float]:
+        """The distance of each subset."""
+        signal = self.runner.model.signal
+        found = {
+            kept: distance(signal, self.reference, values)
+            for kept, values in self._signals(subsets)
+        }
+        return [found[kept] for kept in subsets]
+
+    def _signals(
+        self, subsets: Sequence[tuple[int, ...]]
+    ) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+        """The signal of each subset; what begins alike is computed once."""
+        runner = self.runner
+        states = [list(runner.inputs)]  # after each layer of the subset before
+        before: tuple[int, ...] = ()
+        for kept in sorted(subsets):
+            both = zip(before, kept, strict=False)
+            alike = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], both))
+            del states[alike + 1 :]
+            for layer in kept[alike:]:
+                last = enumerate(states[-1])
+                states.append([runner.run(runner.layers[layer], layer, i, one) for i, one in last])
+            before = kept
+            found = [runner.finish(i, one).float() for i, one in enumerate(states[-1])]
+            yield kept, torch.cat(found)
 
 
 def channel_importance(
@@ -136,20 +169,32 @@ def choose_channels(
     """
     size = len(covariance)
     strength = ridge * float(np.trace(covariance)) / size or 1.0
-    inverse = np.linalg.inv(covariance + strength * np.eye(size))
-    fit = inverse @ cross  # (C, H)
-    left = np.arange(size)
+    shifted = torch.from_numpy(covariance).clone()
+    shifted.diagonal().add_(strength)
+    inverse = positive_inverse(shifted)
+    fit = inverse @ torch.from_numpy(cross)  # (C, H)
+    left = torch.arange(size)
     step = max(1, math.ceil((size - count) / STEPS))
     while len(left) > count:
-        cost = (fit**2).sum(1) / np.diag(inverse)
-        order = np.argsort(cost, kind="stable")
-        out = np.sort(order[: min(step, len(left) - count)])
-        keep = np.setdiff1d(np.arange(len(left)), out)
-        block = inverse[np.ix_(keep, out)]
-        solved = np.linalg.solve(
-            inverse[np.ix_(out, out)], np.concatenate([inverse[np.ix_(out, keep)], fit[out]], 1)
-        )
-        inverse = inverse[np.ix_(keep, keep)] - block @ solved[:, : len(keep)]
-        fit = fit[keep] - block @ solved[:, len(keep) :]
-        left = left[keep]
+        cost = fit.square().sum(1) / inverse.diagonal()
+        stays = torch.ones(len(left), dtype=torch.bool)
+        stays[cost.argsort(stable=True)[: min(step, len(left) - count)]] = False
+        inverse, fit = without(inverse, fit, stays)
+        left = left[stays]
     return [int(i) for i in left]
+
+
+def without(inverse: Tensor, fit: Tensor, stays: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of a covariance, and a fit, after some variables are left out.
+
+    Args:
+        inverse: Of the covariance, (C, C).
+        fit: Weights of all variables, (C, H).
+        stays: Which variables stay, (C,) booleans.
+    """
+    block, rest = inverse[stays], fit[stays]
+    cross = block[:, ~stays]
+    right = torch.cat([cross.T, fit[~stays]], 1)
+    solved = cross @ positive_solve(inverse[~stays][:, ~stays], right)
+    split = solved.shape[1] - fit.shape[1]
+    return block[:, stays] - solved[:, :split], rest - solved[:, split:]

@@ -1,9 +1,11 @@
-"""The fit of one module: a linear map by least squares, or a norm channel by channel."""
+"""The fit of a module: linear maps by least squares, or a norm channel by channel."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,84 +16,98 @@ RIDGE = 1e-3
 """Of a norm's scale, relative to the variance of what is scaled."""
 
 
-class ModuleFit:
-    """The fit of one module, to which tokens are added batch by batch.
+class LinearFit:
+    """The fit of linear maps that read the same, to which tokens are added batch by batch.
 
     Args:
-        module: A linear map or a norm.
-        dims: What the dimensions of its weight are, (out, in) or (channels).
-        index: What of the original's outputs is kept, or None for all.
+        modules: Linear maps, all with a bias or all without.
     """
 
-    def __init__(self, module: Any, dims: tuple[str, ...], index: Tensor | None) -> None:
-        self.module, self.index = module, index
-        self.linear = Linear(module) if len(dims) == 2 else None
-        self.moments: Moments | None = None
-        if self.linear is not None:
-            self.moments = Moments(self.linear.inputs, self.linear.outputs)
-        size = int(module.weight.shape[0])
-        self.sums: Tensor = torch.zeros(5, size, dtype=torch.float64)  # 1, z, t, z², z t
+    def __init__(self, modules: Sequence[Any]) -> None:
+        self.maps = [Linear(module) for module in modules]
+        self.moments = Moments(self.maps[0].inputs, sum(one.outputs for one in self.maps))
 
-    def sliced(self, target: Tensor) -> Tensor:
-        """What is kept of an output of the original, (..., out)."""
-        if self.index is None:
-            return target
-        return target.index_select(-1, self.index.to(target.device))
-
-    def add(self, read: Tensor, target: Tensor, mask: Tensor | None) -> None:
+    def add(self, read: Tensor, targets: Sequence[Tensor]) -> None:
         """Adds tokens.
 
         Args:
-            read: What the module reads, (B, T, in) or (n, in).
-            target: What it should give, (B, T, out) or (n, out).
-            mask: Which positions are tokens, (B, T), or None for all.
+            read: What the maps read, (N, in).
+            targets: What each should give, (N, out).
         """
-        if mask is not None:
-            read, target = read[mask], target[mask]
-        read, target = read.float(), target.float()
-        if self.moments is not None:
-            self.moments.add(read, target, torch.ones(len(read), device=read.device))
-            return
-        z, t = self._normed(read).double().cpu(), target.double().cpu()
-        self.sums += torch.stack([torch.ones_like(z), z, t, z * z, z * t]).sum(1)
-
-    def _normed(self, states: Tensor) -> Tensor:
-        if isinstance(self.module, nn.LayerNorm):
-            return nn.functional.layer_norm(states, states.shape[-1:], eps=self.module.eps)
-        eps = getattr(self.module, "variance_epsilon", None) or self.module.eps
-        found: Tensor = states * (states.pow(2).mean(-1, keepdim=True) + eps).rsqrt()
-        return found
+        target = torch.cat([one.float() for one in targets], -1)
+        self.moments.add(read, target, torch.ones(len(read), device=read.device))
 
     @torch.no_grad()
     def solve(self) -> None:
-        """Sets the module's numbers."""
-        if self.linear is not None and self.moments is not None:
-            every = list(range(self.linear.inputs))
-            weight, bias = solve(
-                self.moments,
-                every,
-                self.linear.as_float64(),
-                intercept=self.linear.has_bias,
-            )
-            self.linear.set(weight, bias)
-            return
+        """Sets the maps' numbers."""
+        start = np.concatenate([one.as_float64() for one in self.maps])
+        weight, bias = solve(
+            self.moments, range(start.shape[1]), start, intercept=self.maps[0].has_bias
+        )
+        place = 0
+        for one in self.maps:
+            part = slice(place, place + one.outputs)
+            one.set(weight[part], bias[part])
+            place = part.stop
+
+
+class NormFit:
+    """The fit of a norm's scale and shift, to which tokens are added batch by batch.
+
+    Args:
+        module: A norm of the residual stream.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        size = int(module.weight.shape[0])
+        self.sums: Tensor = torch.zeros(4, size, dtype=torch.float64)  # z, t, z², z t
+        self.tokens = 0
+
+    def add(self, read: Tensor, targets: Sequence[Tensor]) -> None:
+        """Adds tokens.
+
+        Args:
+            read: What the norm reads, (N, H).
+            targets: What it should give, one (N, H).
+        """
+        (target,) = targets
+        z, t = normed(self.module, read), target.float()
+        parts = [part.sum(0, dtype=torch.float64) for part in (z, t, z * z, z * t)]
+        self.sums += torch.stack(parts).cpu()
+        self.tokens += len(z)
+
+    @torch.no_grad()
+    def solve(self) -> None:
+        """Sets the norm's numbers."""
         shift = 1.0 if _adds_one(self.module) else 0.0
         old = torch.from_numpy(as_float64(self.module.weight)) + shift
-        z, t, zz, zt = self.sums[1:] / self.sums[0]
-        if self.bias is not None:
+        z, t, zz, zt = self.sums / self.tokens
+        bias: Tensor | None = getattr(self.module, "bias", None)
+        if bias is not None:
             variance = zz - z * z
             ridge = RIDGE * variance.mean() + 1e-12
             scale = (zt - z * t + ridge * old) / (variance + ridge)
-            self.bias.copy_(t - scale * z)
+            bias.copy_(t - scale * z)
         else:
             ridge = RIDGE * zz.mean() + 1e-12
             scale = (zt + ridge * old) / (zz + ridge)
         self.module.weight.copy_(scale - shift)
 
-    @property
-    def bias(self) -> Tensor | None:
-        """The bias, where there is one."""
-        return getattr(self.module, "bias", None)
+
+def normed(norm: Any, states: Tensor) -> Tensor:
+    """What a norm makes of states before it scales and shifts them, float32."""
+    states = states.float()
+    if isinstance(norm, nn.LayerNorm):
+        return nn.functional.layer_norm(states, states.shape[-1:], eps=norm.eps)
+    return states * inverse_rms(norm, states)
+
+
+def inverse_rms(norm: Any, states: Tensor) -> Tensor:
+    """What an RMS norm multiplies states (…, H) with before it scales them, (…, 1) float32."""
+    eps = getattr(norm, "variance_epsilon", None) or norm.eps
+    found: Tensor = (states.float().pow(2).mean(-1, keepdim=True) + eps).rsqrt()
+    return found
 
 
 def _adds_one(norm: nn.Module) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..eval.models import TextModel
 from .anatomy import Tensors
 from .least_squares import as_float64
 
@@ -63,6 +65,24 @@ class Linear:
         gone = torch.ones(self.inputs, dtype=torch.bool)
         gone[keep] = False
         self.weight[:, gone.to(self.weight.device)] = 0
+
+
+def copy_sharing(model: TextModel, own: Collection[nn.Module]) -> TextModel:
+    """A copy of a model that shares all numbers with it but those of some modules.
+
+    Args:
+        model: Is not changed when the copies of these modules are.
+        own: Modules of the model whose numbers are copied.
+    """
+    copied = {id(tensor) for module in own for tensor in _numbers(module)}
+    memo: dict[int, Any] = {id(model.tokenizer): model.tokenizer}
+    memo |= {id(tensor): tensor for tensor in _numbers(model) if id(tensor) not in copied}
+    return copy.deepcopy(model, memo)
+
+
+def _numbers(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
 
 
 def readers(layer: nn.Module, tensors: Tensors) -> dict[str, Linear]:

@@ -4,38 +4,42 @@ The cut model is walked beside the original, module by module in the order they 
 in closed form to what the original's gives, from what the cut model has there: a linear map by
 least squares, a norm channel by channel. What is added to the residual stream is fitted to bring
 the sum to the original's, so that a later module mends what the cut of an earlier one lost.
+
+FFN channels that are chosen beforehand are cut with the rest.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..eval.models import TextModel, autocast
+from ..eval.models import TextModel
 from .anatomy import Anatomy, Stack
-from .calibration import LayerRunner, without_cache
-from .module_fit import ModuleFit
-from .modules import norms, outer, readers
-from .surgery import Cut, Plan, cut
+from .calibration import LayerRunner, another_forward
+from .module_fit import LinearFit, NormFit, inverse_rms
+from .modules import copy_sharing, norms, outer, readers
+from .plan import Cut, Plan
+from .rotation import Turn
+from .surgery import cut
 
 
-def narrow(model: TextModel, what: Cut) -> TextModel:
+def narrow(model: TextModel, what: Cut, turn: Turn | None = None) -> TextModel:
     """Cuts heads, hidden channels or experts, and fits nothing.
 
     An embedding model with fewer hidden channels gets a dense map that puts them where they were.
 
     Args:
         model: Is not changed.
-        what: Cuts of these axes only.
+        what: Cuts of these axes, and of FFN channels.
+        turn: Another basis of the hidden space, in which hidden channels are counted.
     """
-    small, _ = cut(model, what)
-    if what.hidden is not None and model.signal == "embedding" and model.dense is None:
+    small, _ = cut(model, what, turn=turn)
+    if what.hidden is not None and model.signal == "embedding" and small.dense is None:
         size = int(model.config.hidden_size)
         dense = nn.Linear(len(what.hidden), size, dtype=model.backbone.dtype)
         with torch.no_grad():
@@ -46,26 +50,78 @@ def narrow(model: TextModel, what: Cut) -> TextModel:
     return small.eval()
 
 
-def narrow_and_fit(model: TextModel, anatomy: Anatomy, what: Cut, rows: LayerRunner) -> TextModel:
-    """Cuts heads, hidden channels or experts, and fits what remains.
+def fit_narrowed(
+    model: TextModel,
+    small: TextModel,
+    anatomy: Anatomy,
+    what: Cut,
+    rows: LayerRunner,
+    turn: Turn | None = None,
+) -> TextModel:
+    """Fits what remains of heads and hidden channels.
 
     Args:
-        model: Is not changed.
+        model: The original; is not changed.
+        small: What `narrow` made of it; is not changed.
         anatomy: Of its architecture.
-        what: Cuts of these axes only; layers, FFN channels and vocabulary are cut later.
-        rows: Runs its layers on calibration rows.
+        what: Was cut.
+        rows: Runs the original's layers on calibration rows.
+        turn: As `narrow` had it.
+
+    Returns:
+        A model of the narrowed one's shape; it shares the numbers that are not fitted.
     """
-    small = narrow(model, what)
     if what.hidden is None and what.heads is None and what.kv_heads is None:
         return small  # what experts gave is spread over the others by the router itself
-    walk = _Walk(model, small, anatomy, what, rows)
+    stack = anatomy.stacks[0]
+    own: list[nn.Module] = [
+        layer if what.hidden is not None else layer.get_submodule(stack.attention_out)
+        for layer in anatomy.layers_of(small.backbone)
+    ]
+    if what.hidden is not None:
+        own += [
+            one for path, one in outer(small.backbone).items() if _is_fitted(path, one, anatomy)
+        ]
+        own += [small.dense] if small.dense is not None else []
+    fitted = copy_sharing(small, own)
+    walk = _Walk(model, fitted, anatomy, what, rows, turn)
     if what.hidden is not None:
         walk.outside(before=True)
     walk.layers()
     if what.hidden is not None:
         walk.outside(before=False)
         walk.dense()
-    return small
+    return fitted
+
+
+def _is_fitted(path: str, module: nn.Module, anatomy: Anatomy) -> bool:
+    """Whether a module outside the layers is fitted: norms and maps, no embeddings."""
+    dims = anatomy.tensors.get(f"{path}.weight", ("fixed",))
+    kind = isinstance(module, nn.Linear) or len(dims) == 1
+    return kind and "hidden" in dims and "vocabulary" not in dims
+
+
+class _Kept:
+    """What is left of the original's states and outputs in the cut model."""
+
+    def __init__(self, plan: Plan, turn: Turn | None) -> None:
+        self.plan, self.turn = plan, turn
+        self._last: tuple[Tensor, Tensor] | None = None
+        """A sum that was turned: a norm reads it next."""
+
+    def target(
+        self, module: nn.Module, dims: Sequence[Any], layer: int, read: Tensor, wrote: Tensor
+    ) -> Tensor:
+        """What a module of the cut model should give, from what the original's reads and writes."""
+        if self.turn is not None and dims[0] == "hidden":
+            whole = read if len(dims) == 1 else wrote
+            if self._last is None or self._last[0] is not whole:
+                self._last = whole, self.turn.states(whole)
+            # Where the space is turned, norms are without weights of their own.
+            turned = self._last[1]
+            return turned * inverse_rms(module, read) if len(dims) == 1 else turned
+        index = self.plan.index(dims[0], layer)
+        return wrote if index is None else wrote.index_select(-1, index.to(wrote.device))
 
 
 class _Walk:
@@ -78,33 +134,42 @@ class _Walk:
         anatomy: Anatomy,
         what: Cut,
         rows: LayerRunner,
+        turn: Turn | None,
     ) -> None:
-        self.model, self.small, self.anatomy, self.rows = model, small, anatomy, rows
-        self.plan = Plan(anatomy, model.config, what)
+        self.model, self.small, self.anatomy = model, small, anatomy
+        self.kept = _Kept(Plan(anatomy, model.config, what), turn)
         self.everything = what.hidden is not None
-        self.batches, self.masks = rows.batches, rows.masks
+        self.masks = rows.masks
+        self.rows, self.own = rows, rows.of(small)
         self.ours, self.theirs = outer(small.backbone), outer(model.backbone)
+        self.ends: tuple[list[Tensor], list[Tensor]] | None = None
+        """States after the last layer, of the original and of its cut."""
 
     def outside(self, *, before: bool) -> None:
         """Fits the norms and maps outside the layers: those before the first, or all after it."""
         order = self._outer_order()
         for path in [path for path, place in order.items() if (place < 0) == before]:
-            dims = self.anatomy.tensors.get(f"{path}.weight", ("fixed",))
-            module = self.ours[path]
-            fitted = isinstance(module, nn.Linear) or len(dims) == 1
-            if not fitted or "vocabulary" in dims or "hidden" not in dims:
+            module, original = self.ours[path], self.theirs[path]
+            if not _is_fitted(path, module, self.anatomy):
                 continue
             if path.startswith("pooler.") and self.model.signal == "embedding":
                 continue  # BERT computes it, and nothing reads it
-            task = ModuleFit(module, dims, self.plan.index(dims[0]))
+            dims = self.anatomy.tensors[f"{path}.weight"]
+            task = NormFit(module) if len(dims) == 1 else LinearFit([module])
             for batch, mask in enumerate(self.masks):
-                with _tapped([self.theirs[path]], stop=True) as wanted:
-                    self._forward(self.model, batch)
-                with _tapped([module], stop=True) as found:
-                    self._forward(self.small, batch)
-                target = task.sliced(wanted[self.theirs[path]][1])
-                task.add(found[module][0], target, mask if target.dim() == 3 else None)
+                with _Taps({original}, {original}) as wanted:
+                    self._finish(self.rows, batch, 0)
+                with _Taps({module}) as found:
+                    self._finish(self.own, batch, 1)
+                read, wrote = wanted.read[original], wanted.wrote[original]
+                target = self.kept.target(original, dims, 0, read, wrote)
+                given = found.read[module]
+                if target.dim() == 3:
+                    given, target = given[mask], target[mask]
+                task.add(given, [target])
             task.solve()
+        if before:
+            self.own = self.rows.of(self.small)
 
     def _outer_order(self) -> dict[str, int]:
         """Modules outside the layers in the order they run; below 0 before the first layer."""
@@ -113,209 +178,225 @@ class _Walk:
         def note(path: str) -> Any:
             return lambda module, args, output: ran.append(path)
 
-        first = self.anatomy.layers_of(self.small.backbone)[0]
+        first = self.own.layers[0]
         handles = [module.register_forward_hook(note(path)) for path, module in self.ours.items()]
         handles.append(first.register_forward_hook(note("")))
         try:
-            self._forward(self.small, 0)
+            self.own.finish(0, None)
         finally:
             for handle in handles:
                 handle.remove()
         start = ran.index("")
         return {path: place - start for place, path in enumerate(ran) if path}
 
-    @torch.no_grad()
-    def _forward(self, model: TextModel, batch: int) -> Tensor | None:
-        """The signal, or None where the pass was ended before."""
-        found: Tensor | None = None
-        device = model.backbone.device
-        ended = contextlib.suppress(_SeenAll)
-        with autocast(device, self.rows.precision), without_cache(model), ended:
-            found = model(**self.batches[batch]).values
-        return found
+    def _finish(self, runner: LayerRunner, batch: int, side: int) -> Tensor:
+        states = None if self.ends is None else self.ends[side][batch]
+        return runner.finish(batch, states)
 
     def layers(self) -> None:
         """Fits layer after layer."""
-        theirs, ours = copy.copy(self.rows), self.rows.of(self.small)
-        theirs.inputs = list(theirs.inputs)
-        pairs = zip(
-            self.anatomy.layers_of(self.model.backbone),
-            self.anatomy.layers_of(self.small.backbone),
-            strict=True,
-        )
-        for number, (original, layer) in enumerate(pairs):
-            pair = _Pair(self.anatomy.stacks[0], number, original, layer, theirs, ours)
-            groups = pair.groups(everything=self.everything)
-            pair.ask(groups)
-            for group in groups:
-                pair.fit(group, self.plan, self.masks)
+        theirs, ours = list(self.rows.inputs), list(self.own.inputs)
+        for number in range(len(self.rows.layers)):
+            pair = _Pair(self.anatomy.stacks[0], number, self.rows, self.own, theirs, ours)
+            for group in pair.ask(self.kept, everything=self.everything):
+                pair.fit(group)
             pair.advance()
+        self.ends = theirs, ours
 
     def dense(self) -> None:
         """Fits the map behind an embedding to what the original gives."""
         if self.small.dense is None:
             return
-        pooled = dataclasses.replace(self.small.encoding, normalize=False)
         dense, self.small.dense = self.small.dense, None
-        encoding, self.small.encoding = self.small.encoding, pooled
-        task = ModuleFit(dense, ("fixed", "hidden"), None)
-        for batch in range(len(self.batches)):
-            ours, theirs = self._forward(self.small, batch), self._forward(self.model, batch)
-            assert ours is not None and theirs is not None
-            task.add(ours, theirs, None)
+        encoding = self.small.encoding
+        self.small.encoding = dataclasses.replace(encoding, normalize=False)
+        task = LinearFit([dense])
+        for batch in range(len(self.masks)):
+            task.add(self._finish(self.own, batch, 1), [self._finish(self.rows, batch, 0)])
         task.solve()
         self.small.dense, self.small.encoding = dense, encoding
 
 
 class _Pair:
-    """One layer of the original, and what is left of it."""
+    """One layer of the original, and what is left of it; the states of both before it."""
 
     def __init__(
         self,
         stack: Stack,
         number: int,
-        original: nn.Module,
-        layer: nn.Module,
         theirs: LayerRunner,
         ours: LayerRunner,
+        their_states: list[Tensor],
+        our_states: list[Tensor],
     ) -> None:
-        self.stack, self.number = stack, number
-        self.original, self.layer, self.theirs, self.ours = original, layer, theirs, ours
-        self.norms = norms(layer, stack.tensors)
+        self.stack, self.number, self.theirs, self.ours = stack, number, theirs, ours
+        self.their_states, self.our_states = their_states, our_states
+        self.original, self.layer = theirs.layers[number], ours.layers[number]
+        self.norms = norms(self.layer, stack.tensors)
+        self.writers = {path for path in (stack.attention_out, stack.ffn_out) if path}
+        self.summed = set() if stack.sandwich else self.writers
+        """Maps that are fitted to bring the sum they are added to to the original's."""
         self.order: list[str] = []
-        self.wanted: list[dict[str, tuple[Tensor, Tensor]]] = []  # of each batch
+        self.wanted: list[dict[str, Tensor]] = []  # of each batch
+        self._ends: list[tuple[Tensor, Tensor]] = []
+        """What the map at the layer's end reads, and what its output is added to."""
 
-    def groups(self, *, everything: bool) -> list[list[str]]:
-        """Modules to fit in the order they run; those that read the same together.
+    def ask(self, kept: _Kept, *, everything: bool) -> list[list[str]]:
+        """Runs the original once, and keeps what its modules should give, and its own output.
 
         Args:
-            everything: All that read or write the residual stream, or what heads write alone.
+            kept: What is left of it.
+            everything: Ask all that read or write the residual stream, or what heads write alone.
+
+        Returns:
+            Modules to fit in the order they run; those that read the same together.
         """
-        writers = {path for path in (self.stack.attention_out, self.stack.ffn_out) if path}
-        wanted = set(readers(self.layer, self.stack.tensors)) | set(self.norms) | writers
-        ran: list[tuple[str, int]] = []
+        asked = set(self.norms) | {self.stack.attention_out}
+        if everything:
+            asked |= self.writers | set(readers(self.original, self.stack.tensors))
+        modules = {path: self.original.get_submodule(path) for path in asked}
+        paths = {module: path for path, module in modules.items()}
+        groups: list[list[str]] = []
+        for batch, states in enumerate(self.their_states):
+            with _Taps(set(paths), set(paths), to_the_end=True) as taps:
+                out = self.theirs.run(self.original, self.number, batch, states)
+            self.their_states[batch] = out
+            self.order = [paths[module] for module in taps.wrote]
+            groups = [[self.stack.attention_out]]
+            if everything:
+                groups = self._groups({path: taps.read[modules[path]] for path in self.order})
+            wanted = {}
+            for path in itertools.chain.from_iterable(groups):
+                read, wrote = taps.read[modules[path]], taps.wrote[modules[path]]
+                if path in self.summed:
+                    norm = self._norm_after(path)
+                    wrote = taps.read[modules[norm]] if norm else out
+                dims = self._dims(path)
+                wanted[path] = kept.target(modules[path], dims, self.number, read, wrote)
+            self.wanted.append(wanted)
+        return groups
 
-        def note(path: str) -> Any:
-            return lambda module, args, output: ran.append((path, args[0].data_ptr()))
-
-        handles = [
-            self.layer.get_submodule(path).register_forward_hook(note(path)) for path in wanted
-        ]
-        try:
-            self.ours.run(self.layer, self.number, 0, self.ours.inputs[0])
-        finally:
-            for handle in handles:
-                handle.remove()
-        self.order = [path for path, _ in ran]
-        if not everything:
-            return [[self.stack.attention_out]]
+    def _groups(self, read: Mapping[str, Tensor]) -> list[list[str]]:
         groups: list[list[str]] = []
         last = None
-        for path, place in ran:
-            alone = path in self.norms or path in writers
-            if not alone and place == last:
+        for path, given in read.items():
+            biased = getattr(self.original.get_submodule(path), "bias", None) is not None
+            same = given.data_ptr(), biased
+            alone = path in self.norms or path in self.writers
+            if not alone and same == last:
                 groups[-1].append(path)
             else:
                 groups.append([path])
-            last = None if alone else place
+            last = None if alone else same
         return groups
 
-    def ask(self, groups: Sequence[Sequence[str]]) -> None:
-        """Runs the original once, and keeps what its modules give, and its own output."""
-        every = [path for group in groups for path in group]
-        self.wanted = []
-        for batch in range(len(self.theirs.inputs)):
-            taps, out = self._run(self.original, every, self.theirs, batch, to_the_end=True)
-            self.wanted.append(taps)
-            assert out is not None
-            self.theirs.inputs[batch] = out
+    def _norm_after(self, path: str) -> str | None:
+        """The norm that reads the sum which a map's output goes into; None at the layer's end."""
+        after = self.order[self.order.index(path) + 1 :]
+        return next((one for one in after if one in self.norms), None)
 
-    def fit(self, group: Sequence[str], plan: Plan, masks: Sequence[Tensor]) -> None:
+    def _dims(self, path: str) -> Sequence[Any]:
+        """What the dimensions of a module's weight are, (out, in) or (channels)."""
+        dims = self.stack.tensors[f"{path}.weight"]
+        turned = len(dims) == 2 and not isinstance(self.layer.get_submodule(path), nn.Linear)
+        return dims[::-1] if turned else dims
+
+    def fit(self, group: Sequence[str]) -> None:
         """Fits some modules that read the same."""
-        tensors, sandwich = self.stack.tensors, self.stack.sandwich
-        tasks = {}
-        for path in group:
-            dims = tensors[f"{path}.weight"]
-            module = self.layer.get_submodule(path)
-            dims = dims if len(dims) == 1 or isinstance(module, nn.Linear) else dims[::-1]
-            tasks[path] = ModuleFit(module, dims, plan.index(dims[0], self.number))
-        for batch, mask in enumerate(masks):
-            found, _ = self._run(self.layer, group, self.ours, batch, to_the_end=False)
-            for path, task in tasks.items():
-                target = task.sliced(self.wanted[batch][path][1])
-                if path in (self.stack.attention_out, self.stack.ffn_out) and not sandwich:
-                    total, _ = self.wanted[batch][f"{path} +"]
-                    own_total, own_output = found[f"{path} +"]
-                    target = task.sliced(total) - (own_total - own_output)
-                task.add(found[path][0], target, mask)
-        for task in tasks.values():
-            task.solve()
+        modules = [self.layer.get_submodule(path) for path in group]
+        task = NormFit(modules[0]) if group[0] in self.norms else LinearFit(modules)
+        for batch, mask in enumerate(self.ours.masks):
+            wanted = [self.wanted[batch].pop(path)[mask] for path in group]
+            if group[0] in self.summed:
+                read, rest = self._before_sum(group[0], batch)
+                wanted = [wanted[0].float() - rest[mask].float()]
+            else:
+                with _Taps({modules[0]}) as taps:
+                    self.ours.run(self.layer, self.number, batch, self.our_states[batch])
+                read = taps.read[modules[0]]
+            task.add(read[mask], wanted)
+        task.solve()
 
-    def _run(
-        self,
-        layer: nn.Module,
-        group: Sequence[str],
-        runner: LayerRunner,
-        batch: int,
-        *,
-        to_the_end: bool,
-    ) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor | None]:
-        """What goes into modules and comes out, and the layer's output if it is run to the end.
+    def _before_sum(self, path: str, batch: int) -> tuple[Tensor, Tensor]:
+        """What a map reads, and what its output is added to."""
+        module: Any = self.layer.get_submodule(path)
+        seen: list[Tensor] = []
 
-        Of a module that writes to the residual stream, ``path +`` holds the sum and the output.
-        """
-        sums: dict[str, nn.Module] = {}
-        writers = (self.stack.attention_out, self.stack.ffn_out)
-        for path in (path for path in group if path in writers):
-            after = self.order[self.order.index(path) + 1 :]
-            if norm := next((one for one in after if one in self.norms), None):
-                sums[path] = layer.get_submodule(norm)
-        open_end = any(path in writers and path not in sums for path in group)
-        modules = {path: layer.get_submodule(path) for path in group}
-        watched = {*modules.values(), *sums.values()}
-        stop = not (to_the_end or open_end)
-        out = None
-        with _tapped(watched, stop=stop) as taps, contextlib.suppress(_SeenAll):
-            out = runner.run(layer, self.number, batch, runner.inputs[batch])
-        found = {path: taps[module] for path, module in modules.items()}
-        for path in (path for path in group if path in writers):
-            total = taps[sums[path]][0] if path in sums else out
-            assert total is not None
-            found[f"{path} +"] = total, found[path][1]
-        return found, out
+        def silent(read: Tensor) -> Tensor:
+            seen.append(read)
+            return read.new_zeros(*read.shape[:-1], self.our_states[batch].shape[-1])
+
+        norm = self._norm_after(path)
+        if norm is None:
+            with another_forward(module, silent):
+                rest = self.ours.run(self.layer, self.number, batch, self.our_states[batch])
+            if self.ours.may_keep(seen[0].shape[-1]):
+                self._ends.append((seen[0], rest))
+            return seen[0], rest
+        end = self.layer.get_submodule(norm)
+        with another_forward(module, silent), _Taps({end}) as taps:
+            self.ours.run(self.layer, self.number, batch, self.our_states[batch])
+        return seen[0], taps.read[end]
 
     def advance(self) -> None:
         """Moves the states of what is left through the layer."""
-        for batch, states in enumerate(self.ours.inputs):
-            self.ours.inputs[batch] = self.ours.run(self.layer, self.number, batch, states)
+        if self._ends:
+            out = self.layer.get_submodule(str(self.stack.ffn_out))
+            with self.ours.computing():
+                self.our_states[:] = [
+                    (out(read) + rest).to(rest.dtype) for read, rest in self._ends
+                ]
+            return
+        for batch, states in enumerate(self.our_states):
+            self.our_states[batch] = self.ours.run(self.layer, self.number, batch, states)
 
 
 class _SeenAll(Exception):
     """Ends a pass when all that is watched has run."""
 
 
-@contextlib.contextmanager
-def _tapped(
-    modules: Iterable[nn.Module], *, stop: bool = False
-) -> Iterator[dict[nn.Module, tuple[Tensor, Tensor]]]:
-    """What goes into modules and comes out of them while a block runs, in float32.
+class _Taps:
+    """What goes into modules and comes out of them while a block runs.
 
     Args:
-        modules: To watch.
-        stop: Raise `_SeenAll` when each has run.
+        reading: Modules whose input is kept.
+        writing: Modules whose output is kept.
+        to_the_end: Whether the block is run to its end when all has been seen.
     """
-    found: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-    watched = list(modules)
 
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        out = output[0] if isinstance(output, tuple) else output
-        found[module] = args[0].detach().float(), out.detach().float()
-        if stop and len(found) == len(watched):
-            raise _SeenAll
+    def __init__(
+        self,
+        reading: set[nn.Module],
+        writing: set[nn.Module] | None = None,
+        *,
+        to_the_end: bool = False,
+    ) -> None:
+        self.reading, self.writing, self.to_the_end = reading, writing or set(), to_the_end
+        self.read: dict[nn.Module, Tensor] = {}
+        self.wrote: dict[nn.Module, Tensor] = {}
+        self._handles: list[Any] = []
 
-    handles = [module.register_forward_hook(hook) for module in watched]
-    try:
-        yield found
-    finally:
-        for handle in handles:
+    def __enter__(self) -> _Taps:
+        for module in self.reading:
+            self._handles.append(module.register_forward_pre_hook(self._reads))
+        for module in self.writing:
+            self._handles.append(module.register_forward_hook(self._writes))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> bool:
+        for handle in self._handles:
             handle.remove()
+        return kind is _SeenAll
+
+    def _reads(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.read[module] = args[0].detach()
+        self._end()
+
+    def _writes(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.wrote[module] = (output[0] if isinstance(output, tuple) else output).detach()
+        self._end()
+
+    def _end(self) -> None:
+        seen = len(self.read) + len(self.wrote) == len(self.reading) + len(self.writing)
+        if seen and not self.to_the_end:
+            raise _SeenAll

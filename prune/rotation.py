@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ..eval.models import TextModel
-from .anatomy import Anatomy, Stack
+from .anatomy import Anatomy, Dimension
 from .modules import outer
 
 FINAL_NORM = "norm"
+_HEADS = ("lm_head.", "score.")
 
 
 def can_rotate(model: TextModel, anatomy: Anatomy) -> bool:
@@ -28,69 +29,73 @@ def can_rotate(model: TextModel, anatomy: Anatomy) -> bool:
     return anatomy.rotates and not tied
 
 
-@torch.no_grad()
-def rotate(model: TextModel, anatomy: Anatomy, basis: Tensor) -> TextModel:
-    """Writes a model's hidden space in another basis; it answers as before.
+class Turn:
+    """A model's hidden space in another basis; with all of its directions nothing is lost.
 
-    An embedding model gets a dense map back into the old basis.
+    Tensors are turned one by one, so that no second whole model need be made.
 
     Args:
-        model: One that `can_rotate`; is changed, and given back.
+        model: One that `can_rotate`; is not changed.
         anatomy: Of its architecture.
-        basis: Orthonormal, a column for each new channel, (H, H).
+        basis: Orthonormal, a column for each direction that stays, (H, K).
     """
-    backbone = model.backbone
-    for layer in anatomy.layers_of(backbone):
-        for path, readers in anatomy.stacks[0].feeds.items():
-            _fold(layer.get_submodule(path), layer, anatomy.stacks[0], readers)
-    final: Any = outer(backbone)[FINAL_NORM]
-    scale = final.weight.double().clone()
-    final.weight.fill_(1.0)
-    for name in _HEADS:
-        head: Any = outer(backbone).get(name)
-        if head is not None:
-            head.weight.copy_(head.weight.double() * scale)
-    state = backbone.state_dict()
-    prefix = f"{backbone.base_model_prefix}."
-    for name, value in state.items():
-        inside = name.removeprefix(prefix)
-        dims = anatomy.tensors.get(inside)
-        for stack in anatomy.stacks:
-            if inside.startswith(f"{stack.path}."):
-                dims = stack.tensors.get(inside.removeprefix(f"{stack.path}.").partition(".")[2])
-        if dims is None or (len(dims) == 1 and name.endswith("norm.weight")):
-            continue
-        turned = value.double()
+
+    def __init__(self, model: TextModel, anatomy: Anatomy, basis: Tensor) -> None:
+        self.basis = basis.to(model.backbone.device).float()
+        final: Any = outer(model.backbone)[FINAL_NORM]
+        self._final = final.weight.detach().float()
+        self._norms = {f"{FINAL_NORM}.weight"}
+        self._scales = {path: self._final for path in _HEADS}
+        stack = anatomy.stacks[0]
+        for number, layer in enumerate(anatomy.layers_of(model.backbone)):
+            for path, readers in stack.feeds.items():
+                norm: Any = layer.get_submodule(path)
+                front = f"{stack.path}.{number}."
+                self._norms.add(f"{front}{path}.weight")
+                self._scales[front + readers] = norm.weight.detach().float()
+
+    def states(self, states: Tensor) -> Tensor:
+        """States of the residual stream, (…, H), in the new basis, (…, K) float32."""
+        return states.float() @ self.basis
+
+    @torch.no_grad()
+    def tensor(self, name: str, value: Tensor, dims: tuple[Dimension, ...]) -> Tensor:
+        """A tensor of the turned model.
+
+        Args:
+            name: Without the base model's prefix.
+            value: The original's; of a norm that is folded away, only the type is taken.
+            dims: What its dimensions are; those of the hidden space become K long.
+        """
+        if name in self._norms:
+            return value.new_ones(self.basis.shape[1])
+        if "hidden" not in dims:
+            return value
+        turned = value.float()
+        if len(dims) > 1 and dims[-1] == "hidden":
+            scales = (scale for path, scale in self._scales.items() if name.startswith(path))
+            if (scale := next(scales, None)) is not None:
+                turned = turned * scale
         for dim, kind in enumerate(dims):
             if kind == "hidden":
-                turned = torch.tensordot(turned, basis.to(turned.device), dims=([dim], [0]))
-                turned = turned.movedim(-1, dim)
-        value.copy_(turned)
-    if model.signal == "embedding":
-        size = len(basis)
-        dense = nn.Linear(size, size, bias=model.dense is not None and model.dense.bias is not None)
-        back = scale.cpu()[:, None] * basis.cpu()  # (H, H): new channels to old numbers
-        if model.dense is not None:
-            dense = nn.Linear(size, model.dense.out_features, bias=model.dense.bias is not None)
-            back = model.dense.weight.double().cpu() @ back
-            if model.dense.bias is not None:
-                dense.bias.copy_(model.dense.bias)
+                turned = torch.tensordot(turned, self.basis, dims=([dim], [0])).movedim(-1, dim)
+        return turned.to(value.dtype).contiguous()
+
+    @torch.no_grad()
+    def dense(self, model: TextModel) -> nn.Linear | None:
+        """The map behind an embedding: back into the old basis, and through the old map."""
+        if model.signal != "embedding":
+            return None
+        old = model.dense
+        back = self._final[:, None] * self.basis  # (H, K): new channels to old numbers
+        if old is not None:
+            back = old.weight.float() @ back
+        bias = old is not None and old.bias is not None
+        dense = nn.Linear(back.shape[1], back.shape[0], bias=bias, dtype=model.backbone.dtype)
         dense.weight.copy_(back)
-        model.dense = dense.to(device=backbone.device, dtype=backbone.dtype)
-    return model
-
-
-_HEADS = ("lm_head", "score")
-
-
-def _fold(norm: Any, layer: nn.Module, stack: Stack, readers: str) -> None:
-    """Moves a norm's weight into what reads it."""
-    scale = norm.weight.double()
-    for name, parameter in layer.named_parameters():
-        dims = stack.tensors.get(name, ())
-        if name.startswith(readers) and len(dims) > 1 and dims[-1] == "hidden":
-            parameter.copy_(parameter.double() * scale)
-    norm.weight.fill_(1.0)
+        if old is not None and bias:
+            dense.bias.copy_(old.bias)
+        return dense.to(model.backbone.device)
 
 
 def principal_basis(second_moment: Tensor) -> Tensor:

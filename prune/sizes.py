@@ -9,7 +9,7 @@ from typing import Any
 
 from ..eval.errors import RecipeError
 from .anatomy import Anatomy
-from .surgery import EXPERT_STEP
+from .plan import EXPERT_STEP
 
 LARGE = 100_000_000
 """Parameters from which on widths are multiples of 64 and not of 8."""

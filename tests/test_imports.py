@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "prune": {"eval"},
     "export": {"eval"},
     "recipes": {"eval", "distill", "prune", "export", "paredown"},
-    "paredown": {"eval", "distill", "export", "recipes"},
+    "paredown": {"eval", "distill", "prune", "export", "recipes"},
 }
 FOLDERS = tuple(MAY_IMPORT)
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from paredown.prune.least_squares import Moments, solve
+from paredown.prune.least_squares import (
+    Moments,
+    positive_inverse,
+    positive_solve,
+    solve,
+    symmetric,
+)
 
 
 def data(rows: int = 400) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -72,3 +78,40 @@ def test_one_token_changes_little() -> None:
     found, intercept = solve(moments, range(6), start)
     np.testing.assert_allclose(found, start, atol=1e-4)
     assert np.isfinite(intercept).all()
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("keep", [range(40), range(5, 39)])
+def test_rows_fewer_than_features_give_what_their_moments_give(
+    intercept: bool, keep: range
+) -> None:
+    torch.manual_seed(0)
+    features, target = torch.randn(30, 40) @ torch.randn(40, 40) + 2, torch.randn(30, 3)
+    features[:, 7] = 0.5  # never varies
+    weight, start = torch.rand(30) + 0.1, np.ones((3, len(keep)))
+
+    def moments() -> Moments:
+        found = Moments(40, 3)
+        for part in (slice(0, 11), slice(11, None)):
+            found.add(features[part], target[part], weight[part])
+        return found
+
+    few, summed = moments(), moments()
+    summed.covariances()
+    assert few.rows is not None and summed.rows is None
+    found, expected = (solve(one, keep, start, intercept=intercept) for one in (few, summed))
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
+
+
+def test_a_symmetric_product_is_made_of_blocks() -> None:
+    for size in (1, 3, 17):
+        values = torch.randn(50, size, dtype=torch.float64)
+        torch.testing.assert_close(symmetric(values, values), values.T @ values)
+
+
+def test_a_matrix_that_is_not_positive_is_solved_all_the_same() -> None:
+    matrix = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+    right = torch.tensor([[2.0], [3.0]], dtype=torch.float64)
+    assert positive_solve(matrix, right).flatten().tolist() == [3.0, 2.0]
+    assert torch.equal(positive_inverse(matrix), matrix)

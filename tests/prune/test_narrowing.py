@@ -16,13 +16,22 @@ from paredown.eval.encoding import Encoding
 from paredown.eval.errors import RecipeError
 from paredown.eval.models import TextModel
 from paredown.eval.tasks import get_task
-from paredown.prune import axis_importance, prune_model
+from paredown.prune import (
+    CRITERIA,
+    Criterion,
+    axis_importance,
+    calibration,
+    compensation,
+    prune_model,
+    register_criterion,
+)
 from paredown.prune.anatomy import anatomy_of
-from paredown.prune.calibration import LayerRunner, batches_of, sample_rows
+from paredown.prune.calibration import LayerRunner, batches_of, sample_rows, signals
 from paredown.prune.choices import States, choose_heads
 from paredown.prune.importance import choose_by_score
 from paredown.prune.least_squares import Moments
-from paredown.prune.rotation import can_rotate, principal_basis, rotate
+from paredown.prune.rotation import Turn, can_rotate, principal_basis
+from paredown.prune.surgery import Cut, cut
 
 from .tiny_models import HIDDEN, make
 
@@ -94,6 +103,75 @@ def test_all_axes_at_once(tokenizer: PreTrainedTokenizerFast, tmp_path: Any) -> 
     save_model(pruned.model, tmp_path / "small")
 
 
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "gpt2"])
+def test_the_hidden_size_is_cut_with_layers_and_channels(
+    kind: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Any
+) -> None:
+    model = text_model(kind, tokenizer)
+    sizes = {"layers": [0, 2], "intermediate_size": 24, "hidden_size": 16}
+    pruned = prune_model(model, TEXTS, **sizes)  # type: ignore[arg-type]
+    found = pruned.facts["distance"]
+    assert found["fitted"] < found["as_cut"]
+    assert [len(kept) for kept in pruned.index_map["heads"]] == [2, 2]
+    save_model(pruned.model, tmp_path / "small")
+
+
+@pytest.mark.parametrize("sizes", [{"hidden_size": 16}, {"kv_heads": 1}, {"attention_heads": 2}])
+def test_many_channels_are_chosen_by_contribution_and_cut_at_once(
+    sizes: dict[str, int],
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Any,
+) -> None:
+    monkeypatch.setattr(compensation, "LARGE", 8)
+    model = text_model("llama", tokenizer)
+    texts = TEXTS[:6]
+    pruned = prune_model(model, texts, intermediate_size=24, **sizes)  # type: ignore[arg-type]
+    rows, _ = sample_rows(model, texts, None, None, 1024, 0)
+    runner = LayerRunner(model, anatomy_of(model.config), batches_of(model, rows), "fp32")
+    assert compensation.too_many(40, runner.tokens)
+    for number, kept in enumerate(pruned.index_map["channels"]):
+        down = model.backbone.layers[number].mlp.down_proj
+        seen: list[torch.Tensor] = []
+        handle = down.register_forward_pre_hook(lambda m, args, seen=seen: seen.append(args[0]))
+        for batch in runner.batches:
+            model(**batch)
+        handle.remove()
+        masks = [batch["attention_mask"].bool() for batch in runner.batches]
+        read = torch.cat([one[mask] for one, mask in zip(seen, masks, strict=True)])
+        scores = read.square().mean(0) * down.weight.square().sum(0)
+        assert kept == choose_by_score(scores.detach().double().numpy(), 24)
+    assert pruned.model.config.intermediate_size == 24
+    save_model(pruned.model, tmp_path / "small")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_what_is_computed_again_is_what_is_kept(
+    kind: str, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = text_model(kind, tokenizer)
+    kept = prune_model(model, TEXTS, hidden_size=16).model.predict(TEXTS)
+    monkeypatch.setattr(calibration, "KEPT", 0)
+    again = prune_model(model, TEXTS, hidden_size=16).model.predict(TEXTS)
+    assert np.abs(again - kept).max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", NARROW)
+@pytest.mark.parametrize("task", ["retrieval", "classification"])
+def test_layers_run_one_by_one_give_the_models_signal(
+    kind: str, task: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = text_model(kind, tokenizer, task)
+    batches = batches_of(model, model.tokenize(TEXTS[:20]))
+    runner = LayerRunner(model, anatomy_of(model.config), batches, "fp32")
+    found = []
+    for batch, states in enumerate(runner.inputs):
+        for number, layer in enumerate(runner.layers):
+            states = runner.run(layer, number, batch, states)
+        found.append(runner.finish(batch, states))
+    assert torch.allclose(torch.cat(found), signals(model, batches, "fp32"), atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral"])
 @pytest.mark.parametrize("task", ["retrieval", "classification"])
 def test_a_turned_model_answers_as_before(
@@ -104,8 +182,10 @@ def test_a_turned_model_answers_as_before(
     expected = model.predict(TEXTS)
     basis, _ = torch.linalg.qr(torch.randn(HIDDEN, HIDDEN, dtype=torch.float64))
     assert can_rotate(model, anatomy)
-    rotate(model, anatomy, basis)
-    assert np.abs(model.predict(TEXTS) - expected).max() < 1e-4
+    turned, _ = cut(model, Cut(hidden=range(HIDDEN)), turn=Turn(model, anatomy, basis))
+    embeddings = turned.backbone.get_input_embeddings().weight
+    assert not torch.allclose(embeddings, model.backbone.get_input_embeddings().weight, atol=0.1)
+    assert np.abs(turned.predict(TEXTS) - expected).max() < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "gemma3_text", "modernbert"])
@@ -229,3 +309,15 @@ def test_a_first_layer_that_must_stay_is_chosen(
         )
         assert pruned.index_map["layers"][0] == 0
         assert len(pruned.index_map["layers"]) == layers
+
+
+def test_heads_are_chosen_by_the_fit_where_a_criterion_cannot(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paredown.prune.criteria.CRITERIA", dict(CRITERIA))
+    monkeypatch.setattr("paredown.prune.fitting.CRITERIA", dict(CRITERIA))
+    entry = Criterion("last", lambda s: [np.arange(float(s.count()))], ("hidden_size",))
+    register_criterion(entry)
+    pruned = prune_model(text_model("bert", tokenizer), TEXTS, hidden_size=16, importance="last")
+    assert pruned.index_map["hidden"] == list(range(16, 32))
+    assert [len(kept) for kept in pruned.index_map["heads"]] == [2, 2, 2]

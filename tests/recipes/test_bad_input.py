@@ -141,6 +141,18 @@ def test_an_architecture_that_cannot_be_cut(
     assert "albert" in message and "bert" in message
 
 
+@pytest.mark.parametrize("more", [{}, {"auto_map": {"AutoModel": "mine.MyModel"}}])
+def test_an_architecture_that_transformers_lacks(
+    more: dict[str, Any], refused: Refused, base: dict[str, Any]
+) -> None:
+    path = Path(base["teacher"]["model"]) / "config.json"
+    config = json.loads(path.read_text()) | {"model_type": "my_bert", **more}
+    path.write_text(json.dumps(config))
+    message = refused(1)
+    assert "'my_bert'" in message and "kind: recorded" in message
+    assert "trust_remote_code" not in message
+
+
 def test_a_checkpoint_without_tokenizer(refused: Refused, base: dict[str, Any]) -> None:
     for path in Path(base["teacher"]["model"]).glob("tokenizer*"):
         path.unlink()
