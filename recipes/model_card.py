@@ -69,13 +69,15 @@ def card_metadata(report: Mapping[str, Any], *, license: str | None = None) -> d
     recipe = report["recipe"]
     base, source = _base(recipe), (recipe.get("data") or {}).get("source")
     metrics = [METRICS[name].hub_id for name in report["quality"]["metrics"] if name in METRICS]
-    tags = ["paredown", "distillation", "pruning", *(["feature-extraction"] if embeds else [])]
+    done = [kind for kind, key in (("distillation", "distill"), ("pruning", "prune"))
+            if recipe.get(key)]  # fmt: skip
+    tags = ["paredown", *done, *(["feature-extraction"] if embeds else [])]
     found = {
         "license": license,
         "library_name": "sentence-transformers" if embeds else "transformers",
         "pipeline_tag": "sentence-similarity" if embeds else "text-classification",
         "base_model": base if _on_hub(base) else None,
-        # The hub knows adapter, merge, quantized and finetune; trained weights are the last.
+        # The hub knows adapter, merge, quantized and finetune; changed weights are the last.
         "base_model_relation": "finetune" if _on_hub(base) else None,
         "datasets": [source] if source and "/" in source and _on_hub(source) else None,
         "metrics": [name for name in metrics if name],
@@ -121,9 +123,10 @@ def _summary(report: Mapping[str, Any]) -> str:
 
 def _use(report: Mapping[str, Any]) -> str:
     embeds = get_task(report["task"]).signal == "embedding"
+    made = "trained" if report["recipe"].get("distill") else "fitted"
     scope = (
         f"For the task of the recipe {_code(report['name'])} and texts like the ones it was "
-        "trained on. What the teacher can do beyond that was given up and not measured; so were "
+        f"{made} on. What the teacher can do beyond that was given up and not measured; so were "
         "other languages and domains. Measure again on your own rows before relying on it."
     )
     if not embeds:
@@ -194,11 +197,6 @@ def _cut_steps(recipe: Mapping[str, Any], prune: Mapping[str, Any]) -> list[str]
         name = _code(str(teacher.get("model")))
         epochs = teacher["finetune"].get("epochs")
         steps.append(f"The teacher: {name}, trained on the task's labels for {epochs} epochs.")
-    layers = prune.get("layers")
-    if layers is not None:
-        kept = f"{layers} layers" if isinstance(layers, int) else f"layers {layers}"
-        source = "that teacher" if tuned else f"the model it started from, {origin}"
-        steps.append(f"Cut to {kept} of {source}.")
     names = {
         "intermediate_size": "feed-forward width",
         "hidden_size": "hidden size",
@@ -207,12 +205,15 @@ def _cut_steps(recipe: Mapping[str, Any], prune: Mapping[str, Any]) -> list[str]
         "experts": "experts a layer",
     }
     cuts = [f"{words} cut to {prune[axis]}" for axis, words in names.items() if prune.get(axis)]
+    refitted = prune.get("compensate", True)
+    end = "; what remains was re-fitted by least squares." if refitted else "."
+    layers = prune.get("layers")
+    if layers is not None:
+        kept = f"{layers} layers" if isinstance(layers, int) else f"layers {layers}"
+        source = "that teacher" if tuned else f"the model it started from, {origin}"
+        steps.append(f"Cut to {kept} of {source}{'.' if cuts else end}")
     if cuts:
-        refitted = prune.get("compensate", True)
-        steps.append(
-            f"{cuts[0].capitalize()}{''.join(f', {cut}' for cut in cuts[1:])}"
-            + ("; what remains was re-fitted by least squares." if refitted else ".")
-        )
+        steps.append(f"{cuts[0].capitalize()}{''.join(f', {cut}' for cut in cuts[1:])}{end}")
     return steps
 
 
@@ -246,6 +247,8 @@ def _made(report: Mapping[str, Any]) -> str:
             f"Trained for {distill.get('epochs')} epochs on {' and '.join(rows)}, to give what the "
             f"teacher was recorded to give; losses: {losses}{_of_labels(distill)}."
         )
+    elif steps:
+        steps.append("Not trained after that.")
     lines = [f"{place}. {step}" for place, step in enumerate(steps, 1)]
     version = (report["environment"].get("libraries") or {}).get("paredown")
     lines += ["", f"Made by paredown{f' {version}' if version else ''}: {_code(report['command'])}"]

@@ -117,3 +117,41 @@ def test_a_recorded_teacher_is_read_from_files(tmp_path: Path) -> None:
     assert report["quality"]["teacher"] == 1.0
     assert report["cost"]["teacher"]["flops_per_example"] is None
     assert report["cost"]["ratio"]["flops"] is None and report["verdict"] != "pass"
+
+
+def test_prune_only_cuts_another_checkpoint_of_another_task(
+    tmp_path: Path, tiny_checkpoint: Callable[..., Path]
+) -> None:
+    kinds = ("close", "find", "open")
+    checkpoint = tiny_checkpoint("bert", "classification")
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["id2label"] = dict(enumerate(kinds))
+    config["label2id"] = {kind: i for i, kind in enumerate(kinds)}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    for split, count in (("train", 60), ("test", 30)):
+        rows = [{"text": f"how do I {kinds[i % 3]} {i}", "label": kinds[i % 3]}
+                for i in range(count)]  # fmt: skip
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    overrides = {
+        "teacher.model": str(checkpoint),
+        "task": "classification",
+        "data.files.train": str(tmp_path / "train.jsonl"),
+        "data.files.test": str(tmp_path / "test.jsonl"),
+        "prune.layers": 1,
+        "export": [],
+        "evaluate.latency_rows": 0,
+        "evaluate.resamples": 100,
+    }
+    result = run("prune_only", overrides, out=tmp_path / "run")
+    report = result.report
+    assert report is not None
+    names = [stage["name"] for stage in report["stages"]]
+    assert names == ["data", "teacher", "capture", "prune", "evaluate"]
+    quality = report["quality"]
+    assert (quality["metric"], quality["examples"], quality["baselines"]) == ("accuracy", 30, [])
+    assert 0 <= quality["student"] <= 1  # of random weights: no share of the teacher's is sure
+    assert report["cost"]["ratio"]["flops"] < 0.6
+    card = (result.folder / "student" / "README.md").read_text()
+    assert "re-fitted by least squares" in card and "Not trained" in card
+    assert "distillation" not in card and "trained on" not in card
+    assert "before distillation" not in (result.folder / "report.html").read_text()
