@@ -324,8 +324,9 @@ def search_rows(search: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The trials of a search as columns and rows, those that got furthest first."""
     kind = cost_kind(search)
     rounds = ["as cut", *(f"{share:.0%} trained" for share in search["healed"][1:])]
+    kept = "retain" in search["budget"]  # then the interval decides
     columns = ["shape", f"{kind.name} predicted", "saved", *rounds, "metric kept"]
-    columns += ["95 % interval", ""]
+    columns += ["95 % interval", ""] if kept else [""]
     trials = sorted(
         search["trials"],
         key=lambda t: (not t["chosen"], -len(t["agreement"]), -t["agreement"][-1]),
@@ -341,7 +342,7 @@ def search_rows(search: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
                 kind.shown(trial["measured"].get(kind.key)),
                 *scores,
                 figures.share(trial["retention"][-1]),
-                figures.span(trial.get("interval")),
+                *([figures.span(trial.get("interval"))] if kept else []),
                 "chosen" if trial["chosen"] else "",
             ]
         )

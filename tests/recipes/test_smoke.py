@@ -70,6 +70,8 @@ def test_a_shipped_recipe_runs_from_end_to_end(
         ["evaluate.baselines=[labels]", "seeds=2"],
         ["distill.losses={embedding_cosine: 1.0, hidden_mse: 0.1}"],
         ["distill=null"],
+        ["prune.rounds=3"],
+        ["budget.retain=0.98", "budget.shapes=2"],
     ],
     ids=lambda override: override[0],
 )
