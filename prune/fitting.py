@@ -200,18 +200,18 @@ class Calibrated:
 
     def layers(self, wanted: int | list[int], compensate: bool, facts: dict[str, Any]) -> list[int]:
         """The layers to keep: those named, or those nearest to the whole model once fitted."""
+        if not isinstance(wanted, int):
+            return wanted
         few = _first(self.rows, LAYER_ROWS, LAYER_TOKENS)
         batches = batches_of(self.model, few)
-        said = self.scores("layers", few) if isinstance(wanted, int) else None
+        said = self.scores("layers", few)
         if said is not None:
             facts["layers"] = {"importance": [float(score) for score in said[0]]}
             if self.anatomy.first_layer:
                 said[0][0] = float("inf")  # it stays
-            return choose_by_score(said[0], int(wanted))  # type: ignore[arg-type]
+            return choose_by_score(said[0], wanted)
         scores = layer_importance(self.model, self.anatomy, batches, self.precision)
         facts["layers"] = {"importance": [scores[i] for i in sorted(scores)]}
-        if not isinstance(wanted, int):
-            return wanted
         ranked = rank_layers(self.model, self.anatomy, batches, self.precision, wanted, scores)
         tried: list[dict[str, Any]] = [
             {"layers": list(kept), "as_cut": score} for score, kept in ranked[:CANDIDATES]
@@ -221,6 +221,7 @@ class Calibrated:
             return list(ranked[0][1])
         # What looks best as cut is not always what can be mended best.
         runner = self.runner_on(_first(self.rows, CANDIDATE_ROWS, CANDIDATE_TOKENS))
+        runner.known = {}
         for one in tried:
             source, _ = fit(
                 self.model, self.anatomy, runner, one["layers"], None, compensate=compensate
