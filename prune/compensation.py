@@ -47,6 +47,7 @@ def fit(
     narrowed: TextModel | None = None,
     kept: Callable[[Tensor], Tensor] | None = None,
     scores: Sequence[NDArray[np.float64]] | None = None,
+    bridged: bool = False,
 ) -> tuple[TextModel, list[list[int]] | None]:
     """Chooses the FFN channels of the kept layers, and fits the kept layers to the cut.
 
@@ -62,6 +63,7 @@ def fit(
             not changed.
         kept: What is left of the original's residual stream in it; None for all of it.
         scores: Of the FFN channels of each layer of the original; the highest are kept.
+        bridged: Whether the narrowed model's layers have the norms that end the gaps already.
 
     Returns:
         A model of the narrowed one's shape, ready for `surgery.cut`: with the other layers skipped
@@ -73,7 +75,7 @@ def fit(
     channels: list[list[int]] = []
     begin, equal = 0, layers[0] == 0 and narrowed is None
     for number, end in zip(layers, ends, strict=True):
-        if compensate and end != number:
+        if compensate and end != number and not bridged:
             walk.take_norm(number, end)
         equal = equal and end == number and width is None
         said = None if scores is None else scores[number]
