@@ -152,6 +152,8 @@ class LayerRunner:
         masks: Which positions are tokens, one (B, T) for each batch.
         tokens: How many there are.
         inputs: The input of the first layer, one (B, T, H) for each batch.
+        known: What the layers in their places gave, by layer and batch, for who walks through them
+            more than once; None to remember nothing.
     """
 
     def __init__(
@@ -167,6 +169,7 @@ class LayerRunner:
         self.masks = [batch["attention_mask"].bool() for batch in batches]
         self.tokens = sum(int(mask.sum()) for mask in self.masks)
         self.inputs: list[Tensor] = []
+        self.known: dict[tuple[int, int], tuple[Tensor, Tensor]] | None = None
         self._extras: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
         for batch in range(len(batches)):
             self._extras.append([])

@@ -47,6 +47,7 @@ def fit(
     narrowed: TextModel | None = None,
     kept: Callable[[Tensor], Tensor] | None = None,
     scores: Sequence[NDArray[np.float64]] | None = None,
+    bridged: bool = False,
 ) -> tuple[TextModel, list[list[int]] | None]:
     """Chooses the FFN channels of the kept layers, and fits the kept layers to the cut.
 
@@ -62,6 +63,7 @@ def fit(
             not changed.
         kept: What is left of the original's residual stream in it; None for all of it.
         scores: Of the FFN channels of each layer of the original; the highest are kept.
+        bridged: Whether the narrowed model's layers have the norms that end the gaps already.
 
     Returns:
         A model of the narrowed one's shape, ready for `surgery.cut`: with the other layers skipped
@@ -73,7 +75,7 @@ def fit(
     channels: list[list[int]] = []
     begin, equal = 0, layers[0] == 0 and narrowed is None
     for number, end in zip(layers, ends, strict=True):
-        if compensate and end != number:
+        if compensate and end != number and not bridged:
             walk.take_norm(number, end)
         equal = equal and end == number and width is None
         said = None if scores is None else scores[number]
@@ -157,6 +159,8 @@ def run_to_sum(
     runner: LayerRunner, anatomy: Anatomy, number: int, batch: int, states: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Runs a layer: the sum of FFN output and residual, and what the layer gives, (B, T, H)."""
+    if runner.known is not None and (number, batch) in runner.known:
+        return runner.known[number, batch]
     layer, seen = runner.layers[number], []
     with contextlib.ExitStack() as stack:
         if (path := anatomy.ffn_norm) is not None:
@@ -167,7 +171,10 @@ def run_to_sum(
             handle = layer.get_submodule(path).register_forward_pre_hook(note)
             stack.callback(handle.remove)
         found = runner.run(layer, number, batch, states)
-    return (seen[0] if seen else found), found
+    result = (seen[0] if seen else found), found
+    if runner.known is not None:
+        runner.known[number, batch] = result
+    return result
 
 
 class _Walk:
@@ -197,10 +204,9 @@ class _Walk:
 
     def skip(self, number: int) -> None:
         """Moves the states, which are still the same on both sides, through a layer."""
-        for batch, states in enumerate(self.student):
-            layer = self.runner.layers[number]
-            self.student[batch] = self.runner.run(layer, number, batch, states)
-        self.teacher = list(self.student)
+        for batch, states in enumerate(self.teacher):
+            _, self.teacher[batch] = run_to_sum(self.rows, self.anatomy, number, batch, states)
+        self.student = list(self.teacher)
 
     def choose(self, number: int, width: int, scores: NDArray[np.float64] | None) -> list[int]:
         """Chooses a layer's channels without a fit, silences the others, and moves on.

@@ -26,10 +26,11 @@ from .sizes import Sizes
 if TYPE_CHECKING:
     from torch import Tensor
 
-LAYER_ROWS, LAYER_TOKENS = 128, 1024
-"""Calibration rows that subsets of layers are compared on, and their tokens, at most."""
-CANDIDATE_ROWS, CANDIDATE_TOKENS = 256, 2048
-"""Those that the best subsets of layers are fitted on, to choose among them."""
+LAYER_ROWS, CANDIDATE_ROWS = 128, 256
+"""Calibration rows that subsets of layers are compared on, and that the best of them are fitted on
+to choose among them, at most."""
+LAYER_WORK, LEAST_TOKENS = 600_000_000_000, 512
+"""Parameters × tokens of one such comparison, at most, but so many tokens; twice that for a fit."""
 CANDIDATES = 3
 
 
@@ -50,6 +51,21 @@ class _Narrowed:
     kept: Callable[[Tensor], Tensor] | None
 
 
+class _HeldOut:
+    """Rows that nothing is fitted on, and what the original says of them."""
+
+    def __init__(self, model: TextModel, rows: list[Row], precision: str) -> None:
+        self.signal, self.precision = model.signal, precision
+        self.batches = batches_of(model, rows)
+        self.reference = signals(model, self.batches, precision)
+
+    def distance(self, model: TextModel, anatomy: Anatomy, kept: list[int]) -> float:
+        """How far a model with some of its layers is from the original."""
+        with only_layers(model, anatomy, kept):
+            found: Tensor = signals(model, self.batches, self.precision)
+        return distance(self.signal, self.reference, found)
+
+
 class Calibrated:
     """A model with the rows that cuts of it are chosen, fitted and measured on."""
 
@@ -66,9 +82,7 @@ class Calibrated:
         self.criterion, self.loss = criterion, loss
         self.model, self.anatomy, self.precision = model, anatomy, precision
         self.rows = rows
-        self.held_rows = len(held)
-        self.held = batches_of(model, held)
-        self.reference = signals(model, self.held, precision)
+        self.held_rows, self.held = held, _HeldOut(model, held, precision)
         self._runner: LayerRunner | None = None
 
     def prune(
@@ -83,11 +97,11 @@ class Calibrated:
         every = list(range(self.anatomy.size(self.model.config, "layers")))
         wanted = sizes.layers
         kept = every if wanted is None else self.layers(wanted, compensate, facts)
-        narrowed = self.narrow(sizes, compensate)
+        narrowed = self.narrow(sizes, kept, compensate)
         what, source, channels = narrowed.what, narrowed.fitted, None
         width = sizes.intermediate_size if what.channels is None else None
         compensate = compensate and self.anatomy.stacks[0].ffn_out is not None
-        done = what.hidden is not None and kept == every  # each module has been fitted
+        done = what.hidden is not None  # each module has been fitted
         if (compensate and not done) or width is not None:
             source, channels = fit(
                 self.model,
@@ -98,20 +112,21 @@ class Calibrated:
                 compensate=compensate,
                 narrowed=narrowed.fitted if sizes.narrows else None,
                 kept=narrowed.kept,
+                bridged=done,
                 scores=None if width is None else self.scores("intermediate_size"),
             )
         unfit = unfitted(narrowed.plain, self.anatomy, kept, channels)
         found: dict[str, Any] = {"measure": _MEASURES[self.model.signal]}
-        found |= {"as_cut": self.distance(unfit, kept)}
+        found |= {"as_cut": self.held.distance(unfit, self.anatomy, kept)}
         if compensate or narrowed.fitted is not narrowed.plain:
-            found["fitted"] = self.distance(source, kept)
+            found["fitted"] = self.held.distance(source, self.anatomy, kept)
             found["fit_used"] = found["fitted"] < found["as_cut"]
             source = source if found["fit_used"] else unfit
         facts["distance"] = found
         facts["calibration"] = {
             "rows": len(self.rows),
             "tokens": sum(len(row["input_ids"]) for row in self.rows),
-            "held_out_rows": self.held_rows,
+            "held_out_rows": len(self.held_rows),
             "precision": self.precision,
         }
         per_layer = {
@@ -123,7 +138,7 @@ class Calibrated:
         what = dataclasses.replace(what, layers=last.layers, channels=channels)
         return source, dataclasses.replace(what, **per_layer), last
 
-    def narrow(self, sizes: Sizes, compensate: bool) -> _Narrowed:
+    def narrow(self, sizes: Sizes, layers: list[int], compensate: bool) -> _Narrowed:
         """Chooses and cuts heads, hidden channels and experts, in all layers.
 
         FFN channels whose choice does not wait for the fit are cut with them.
@@ -152,7 +167,9 @@ class Calibrated:
         plain = narrow(self.model, what, turn)
         fitted = plain
         if compensate:
-            fitted = fit_narrowed(self.model, plain, self.anatomy, what, self.runner(), turn)
+            fitted = fit_narrowed(
+                self.model, plain, self.anatomy, what, self.runner(), layers, turn
+            )
         return _Narrowed(plain, fitted, what, kept_of)
 
     def states(self, sizes: Sizes, scores: Mapping[str, Any]) -> States | None:
@@ -200,18 +217,20 @@ class Calibrated:
 
     def layers(self, wanted: int | list[int], compensate: bool, facts: dict[str, Any]) -> list[int]:
         """The layers to keep: those named, or those nearest to the whole model once fitted."""
-        few = _first(self.rows, LAYER_ROWS, LAYER_TOKENS)
+        if not isinstance(wanted, int):
+            return wanted
+        size = sum(p.numel() for p in self.model.parameters())
+        tokens = max(LEAST_TOKENS, LAYER_WORK // size)
+        few = _first(self.rows, LAYER_ROWS, tokens)
         batches = batches_of(self.model, few)
-        said = self.scores("layers", few) if isinstance(wanted, int) else None
+        said = self.scores("layers", few)
         if said is not None:
             facts["layers"] = {"importance": [float(score) for score in said[0]]}
             if self.anatomy.first_layer:
                 said[0][0] = float("inf")  # it stays
-            return choose_by_score(said[0], int(wanted))  # type: ignore[arg-type]
+            return choose_by_score(said[0], wanted)
         scores = layer_importance(self.model, self.anatomy, batches, self.precision)
         facts["layers"] = {"importance": [scores[i] for i in sorted(scores)]}
-        if not isinstance(wanted, int):
-            return wanted
         ranked = rank_layers(self.model, self.anatomy, batches, self.precision, wanted, scores)
         tried: list[dict[str, Any]] = [
             {"layers": list(kept), "as_cut": score} for score, kept in ranked[:CANDIDATES]
@@ -220,12 +239,14 @@ class Calibrated:
         if not compensate or len(tried) == 1 or self.anatomy.stacks[0].ffn_out is None:
             return list(ranked[0][1])
         # What looks best as cut is not always what can be mended best.
-        runner = self.runner_on(_first(self.rows, CANDIDATE_ROWS, CANDIDATE_TOKENS))
+        runner = self.runner_on(_first(self.rows, CANDIDATE_ROWS, 2 * tokens))
+        runner.known = {}
+        held = _HeldOut(self.model, _first(self.held_rows, CANDIDATE_ROWS, tokens), self.precision)
         for one in tried:
             source, _ = fit(
                 self.model, self.anatomy, runner, one["layers"], None, compensate=compensate
             )
-            one["fitted"] = self.distance(source, one["layers"])
+            one["fitted"] = held.distance(source, self.anatomy, one["layers"])
         chosen: list[int] = min(tried, key=lambda one: one["fitted"])["layers"]
         return chosen
 
@@ -238,12 +259,6 @@ class Calibrated:
     def runner_on(self, rows: list[Row]) -> LayerRunner:
         """The model's layers on some rows."""
         return LayerRunner(self.model, self.anatomy, batches_of(self.model, rows), self.precision)
-
-    def distance(self, model: TextModel, kept: list[int]) -> float:
-        """How far a model with some layers is from the original, on held-out rows."""
-        with only_layers(model, self.anatomy, kept):
-            found: Tensor = signals(model, self.held, self.precision)
-        return distance(self.model.signal, self.reference, found)
 
 
 def _first(rows: list[Row], count: int, tokens: int) -> list[Row]:

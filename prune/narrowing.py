@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from ..eval.models import TextModel
-from .anatomy import Anatomy, Stack
+from .anatomy import Anatomy
 from .calibration import LayerRunner, another_forward
+from .compensation import run_to_sum
 from .module_fit import LinearFit, NormFit, inverse_rms
 from .modules import copy_sharing, norms, outer, readers
 from .plan import Cut, Plan
@@ -56,9 +57,13 @@ def fit_narrowed(
     anatomy: Anatomy,
     what: Cut,
     rows: LayerRunner,
+    layers: Sequence[int],
     turn: Turn | None = None,
 ) -> TextModel:
     """Fits what remains of heads and hidden channels.
+
+    Where the hidden size is cut, the layers that stay are fitted to bridge those that go: what ends
+    a layer to the sum at the end of the gap behind it, and its norm to the one that stands there.
 
     Args:
         model: The original; is not changed.
@@ -66,6 +71,7 @@ def fit_narrowed(
         anatomy: Of its architecture.
         what: Was cut.
         rows: Runs the original's layers on calibration rows.
+        layers: That will stay, ascending.
         turn: As `narrow` had it.
 
     Returns:
@@ -87,7 +93,7 @@ def fit_narrowed(
     walk = _Walk(model, fitted, anatomy, what, rows, turn)
     if what.hidden is not None:
         walk.outside(before=True)
-    walk.layers()
+    walk.layers(layers if what.hidden is not None else range(len(rows.layers)))
     if what.hidden is not None:
         walk.outside(before=False)
         walk.dense()
@@ -193,12 +199,22 @@ class _Walk:
         states = None if self.ends is None else self.ends[side][batch]
         return runner.finish(batch, states)
 
-    def layers(self) -> None:
-        """Fits layer after layer."""
+    def layers(self, stay: Sequence[int]) -> None:
+        """Fits layer after layer.
+
+        Args:
+            stay: The layers to fit; those between them are gone.
+        """
         theirs, ours = list(self.rows.inputs), list(self.own.inputs)
-        for number in range(len(self.rows.layers)):
-            pair = _Pair(self.anatomy.stacks[0], number, self.rows, self.own, theirs, ours)
-            for group in pair.ask(self.kept, everything=self.everything):
+        for batch, states in enumerate(theirs):
+            for number in range(stay[0]):
+                states = self.rows.run(self.rows.layers[number], number, batch, states)
+            theirs[batch] = states
+        ends = [*(i - 1 for i in stay[1:]), len(self.rows.layers) - 1]
+        for number, end in zip(stay, ends, strict=True):
+            pair = _Pair(self.anatomy, number, self.rows, self.own, theirs, ours)
+            pair.take_norm(end)
+            for group in pair.ask(self.kept, end, everything=self.everything):
                 pair.fit(group)
             pair.advance()
         self.ends = theirs, ours
@@ -222,30 +238,38 @@ class _Pair:
 
     def __init__(
         self,
-        stack: Stack,
+        anatomy: Anatomy,
         number: int,
         theirs: LayerRunner,
         ours: LayerRunner,
         their_states: list[Tensor],
         our_states: list[Tensor],
     ) -> None:
-        self.stack, self.number, self.theirs, self.ours = stack, number, theirs, ours
+        self.anatomy, self.stack = anatomy, anatomy.stacks[0]
+        self.number, self.theirs, self.ours = number, theirs, ours
         self.their_states, self.our_states = their_states, our_states
         self.original, self.layer = theirs.layers[number], ours.layers[number]
-        self.norms = norms(self.layer, stack.tensors)
-        self.writers = {path for path in (stack.attention_out, stack.ffn_out) if path}
-        self.summed = set() if stack.sandwich else self.writers
+        self.norms = norms(self.layer, self.stack.tensors)
+        self.writers = {path for path in (self.stack.attention_out, self.stack.ffn_out) if path}
+        self.summed = set() if self.stack.sandwich else self.writers
         """Maps that are fitted to bring the sum they are added to to the original's."""
         self.order: list[str] = []
         self.wanted: list[dict[str, Tensor]] = []  # of each batch
         self._ends: list[tuple[Tensor, Tensor]] = []
         """What the map at the layer's end reads, and what its output is added to."""
 
-    def ask(self, kept: _Kept, *, everything: bool) -> list[list[str]]:
+    def take_norm(self, end: int) -> None:
+        """Gives the layer the norm at the end of the gap behind it."""
+        if (path := self.anatomy.ffn_norm) is not None and end != self.number:
+            state = self.ours.layers[end].get_submodule(path).state_dict()
+            self.layer.get_submodule(path).load_state_dict(state)
+
+    def ask(self, kept: _Kept, end: int, *, everything: bool) -> list[list[str]]:
         """Runs the original once, and keeps what its modules should give, and its own output.
 
         Args:
             kept: What is left of it.
+            end: The last layer of the gap behind, whose sum and norm this one's are fitted to.
             everything: Ask all that read or write the residual stream, or what heads write alone.
 
         Returns:
@@ -260,6 +284,9 @@ class _Pair:
         for batch, states in enumerate(self.their_states):
             with _Taps(set(paths), set(paths), to_the_end=True) as taps:
                 out = self.theirs.run(self.original, self.number, batch, states)
+            met = None
+            for number in range(self.number + 1, end + 1):
+                met, out = run_to_sum(self.theirs, self.anatomy, number, batch, out)
             self.their_states[batch] = out
             self.order = [paths[module] for module in taps.wrote]
             groups = [[self.stack.attention_out]]
@@ -271,6 +298,10 @@ class _Pair:
                 if path in self.summed:
                     norm = self._norm_after(path)
                     wrote = taps.read[modules[norm]] if norm else out
+                if met is not None and path == self.stack.ffn_out and path in self.summed:
+                    wrote = met
+                if met is not None and path == self.anatomy.ffn_norm:
+                    read, wrote = met, out
                 dims = self._dims(path)
                 wanted[path] = kept.target(modules[path], dims, self.number, read, wrote)
             self.wanted.append(wanted)
