@@ -15,6 +15,8 @@ LARGEST, SMALLEST = 2**-0.5, 1 / 64
 """Shares of the teacher's FLOPs between which a student is looked for."""
 STEP = 2**-0.5
 """From one share to the next."""
+ROUNDING = 1e-9
+"""Of a bound and of what is compared with it."""
 HEALED = 0.08
 """Share of the training that decides among the shapes of one level."""
 
@@ -91,7 +93,7 @@ class Frontier:
 
     def _holds(self, trial: Trial) -> bool:
         interval = trial.scores[-1].interval
-        holds = interval is not None and interval[0] >= self.retain
+        holds = interval is not None and interval[0] >= self.retain - ROUNDING
         if not holds:
             low = "nothing" if interval is None else f"{interval[0]:.4f}"
             trial.out = f"lower end {low} on validation rows"
