@@ -140,7 +140,11 @@ def test_trials_made_by_other_processes_are_the_stages_of_this_one(
     assert run(base, out=tmp_path / "runs" / "beside").cached
     alone = base | {"budget": {"flops": 0.4, "shapes": 3, "processes": 1}}
     found = run(alone, out=tmp_path / "other" / "alone").report  # a store of its own
-    assert found is not None and found["search"] == search
+    assert found is not None
+    for mine, theirs in zip(found["search"]["trials"], search["trials"], strict=True):
+        assert (mine["name"], mine["predicted"]) == (theirs["name"], theirs["predicted"])
+        # workers may have another number of threads
+        assert mine["agreement"][0] == pytest.approx(theirs["agreement"][0], abs=1e-3)
 
 
 def test_a_trial_that_fails_elsewhere_tells_its_error_here(
