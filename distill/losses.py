@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..eval.errors import RecipeError, nearest
+from .divergences import DIVERGENCES
 
 
 def cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
@@ -151,7 +152,8 @@ class Loss:
         function: The formula.
         signals: The signals it is defined for.
         uses: What it compares the student's values with: ``values`` (the teacher's), ``labels``,
-            ``hidden`` (the teacher's token vectors) or ``documents`` (the text of each pair).
+            ``hidden`` (the teacher's token vectors), ``documents`` (the text of each pair) or
+            ``tokens`` (what the teacher says of each token: see `divergences`).
         options: Its options and their defaults.
         choices: What an option that is a word may say.
     """
@@ -205,7 +207,8 @@ def get_loss(name: str, signal: str) -> Loss:
 _BOTH = ("class_logits", "embedding")
 _LAYERS = {"layers": "uniform"}
 for _loss in (
-    Loss("cross_entropy", cross_entropy, ("class_logits",), "labels"),
+    # Of tokens it is `divergences.cross_entropy`, which is computed in chunks.
+    Loss("cross_entropy", cross_entropy, ("class_logits", "token_distribution"), "labels"),
     Loss("kl", kl, ("class_logits",), "values", {"temperature": 1.0}),
     Loss("embedding_cosine", embedding_cosine, ("embedding",), "values"),
     Loss("embedding_mse", embedding_mse, ("embedding",), "values"),
@@ -219,5 +222,10 @@ for _loss in (
     ),
     Loss("hidden_mse", hidden_mse, _BOTH, "hidden", _LAYERS),
     Loss("contrastive", contrastive, ("embedding",), "documents", {"temperature": 0.05}),
+    *(
+        Loss(name, entry.function, ("token_distribution",), "tokens", dict(entry.options))
+        for name, entry in DIVERGENCES.items()
+        if not entry.needs_labels
+    ),
 ):
     register_loss(_loss)

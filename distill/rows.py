@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -100,6 +100,21 @@ class LengthSampler(Sampler[int]):
             yield from batch.tolist()
 
 
+class Rows(Protocol):
+    """Rows that a trainer reads: a row is its number, and `collate` fetches all of a batch."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> int: ...
+
+    def collate(self, rows: Sequence[int]) -> dict[str, Any]:
+        """Makes a batch."""
+
+
 @dataclass
 class DistillRows(Dataset[int]):
     """Rows to train on; a row is its number, and `collate` fetches all of a batch at once.
@@ -133,6 +148,11 @@ class DistillRows(Dataset[int]):
                 draw = np.random.default_rng(len(drawn))
                 drawn = drawn[np.sort(draw.choice(len(drawn), POOL, replace=False))]
             self._pool = torch.from_numpy(self.outputs.values(drawn))
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row."""
+        return self.tokens.lengths
 
     def __len__(self) -> int:
         return len(self.tokens)

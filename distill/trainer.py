@@ -22,7 +22,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..eval.errors import RunError
 from ..eval.models import ModelOutput, TextModel
-from .rows import DistillRows, LengthSampler
+from .optimizers import MuonWithAdamW
+from .rows import DistillRows, LengthSampler, Rows
 from .terms import WeightedLoss
 
 EAGER_TOKENS = 512
@@ -64,23 +65,26 @@ class Distiller(nn.Module):
         return output, hidden, documents
 
 
-class DistillTrainer(Trainer):
-    """`transformers.Trainer` with a loss over recorded outputs and the task's own validation."""
+class TaskTrainer(Trainer):
+    """`transformers.Trainer` with our order of rows, the task's own validation, and named terms.
+
+    What is trained has a ``student``; its ``forward`` and `compute_loss` are the subclasses'.
+    """
 
     def __init__(
         self,
-        model: Distiller,
+        model: nn.Module,
         arguments: TrainingArguments,
-        terms: Sequence[WeightedLoss],
-        rows: DistillRows,
+        rows: Rows,
         validate: Callable[[TextModel], dict[str, float]],
+        optimizer: str = "adamw",
     ) -> None:
-        self.terms = terms
         self.rows = rows
         self.validate = validate
+        self.optimizer_name = optimizer
         self.sampler: LengthSampler | None = None
         self._sums: dict[str, float] = {}
-        self._counted = 0
+        self._counted = 0.0
         super().__init__(
             model=model,
             args=arguments,
@@ -89,12 +93,71 @@ class DistillTrainer(Trainer):
             data_collator=rows.collate,
         )
         self.add_callback(_SetEpoch(self))
-        self.model_accepts_loss_kwargs = False
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthSampler:
         batch = self.args.train_batch_size * self.args.world_size
-        self.sampler = LengthSampler(self.rows.tokens.lengths, batch, self.args.seed)
+        self.sampler = LengthSampler(self.rows.lengths, batch, self.args.seed)
         return self.sampler
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The Trainer's own, or Muon beside AdamW."""
+        made: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        if self.optimizer_name == "muon" and not isinstance(made, MuonWithAdamW):
+            # Before anything is stepped the Trainer's own only says how the parameters are grouped.
+            groups = [
+                {"params": group["params"], "weight_decay": group["weight_decay"]}
+                for group in made.param_groups
+            ]
+            decay = self.args.weight_decay
+            made = MuonWithAdamW(self.model, self.args.learning_rate, decay, groups)
+            self.optimizer = made
+        return made
+
+    def remember(self, values: Mapping[str, float], share: float = 1.0) -> None:
+        """Adds the terms of a step, or of a share of one, to what is logged next."""
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise RunError(
+                    "The training loss is no longer a finite number; lower distill.learning_rate, "
+                    "or set distill.precision to fp32."
+                )
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._counted += share
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the mean of each term since the last log to a training line."""
+        if "loss" in logs and self._counted:
+            for name, value in self._sums.items():
+                logs[f"loss_{name}"] = value / self._counted
+            self._sums, self._counted = {}, 0.0
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Validates with the task's metric; every process comes to the same figures."""
+        student = self.accelerator.unwrap_model(self.model).student
+        metrics = {f"eval_{name}": value for name, value in self.validate(student).items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+
+class DistillTrainer(TaskTrainer):
+    """A loss over recorded signals of rows: classes or embeddings."""
+
+    def __init__(
+        self,
+        model: Distiller,
+        arguments: TrainingArguments,
+        terms: Sequence[WeightedLoss],
+        rows: DistillRows,
+        validate: Callable[[TextModel], dict[str, float]],
+        optimizer: str = "adamw",
+    ) -> None:
+        self.terms = terms
+        super().__init__(model, arguments, rows, validate, optimizer)
+        self.model_accepts_loss_kwargs = False
 
     def compute_loss(
         self,
@@ -107,17 +170,12 @@ class DistillTrainer(Trainer):
         output, hidden, documents = model(
             **{k: v for k, v in inputs.items() if not k.startswith("teacher_") and k != "labels"}
         )
-        total = torch.zeros((), device=output.values.device)
+        total, values = torch.zeros((), device=output.values.device), {}
         for term in self.terms:
             value = self._term(term, output, hidden, documents, inputs)
             total = total + term.weight * value
-            self._sums[term.loss.name] = self._sums.get(term.loss.name, 0.0) + value.item()
-        self._counted += 1
-        if not math.isfinite(total.item()):
-            raise RunError(
-                "The training loss is no longer a finite number; lower distill.learning_rate, or "
-                "set distill.precision to fp32."
-            )
+            values[term.loss.name] = value.item()
+        self.remember(values)
         return (total, output) if return_outputs else total
 
     def _term(
@@ -144,29 +202,11 @@ class DistillTrainer(Trainer):
         ]
         return torch.stack(values).mean()
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean of each term since the last log to a training line."""
-        if "loss" in logs and self._counted:
-            for name, value in self._sums.items():
-                logs[f"loss_{name}"] = value / self._counted
-            self._sums, self._counted = {}, 0
-        super().log(logs, start_time)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Validates with the task's metric; every process comes to the same figures."""
-        student = self.accelerator.unwrap_model(self.model).student
-        metrics = {f"eval_{name}": value for name, value in self.validate(student).items()}
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        return metrics
-
 
 class _SetEpoch(TrainerCallback):
     """Tells the sampler its epoch: accelerate reaches it only through two of three wrappers."""
 
-    def __init__(self, trainer: DistillTrainer) -> None:
+    def __init__(self, trainer: TaskTrainer) -> None:
         self.trainer = trainer
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -276,11 +316,9 @@ def train(
     barrier: Callable[[], None] = lambda: None,
     progress: Callable[[int, int], None] | None = None,
     after_step: Callable[[], None] | None = None,
+    optimizer: str = "adamw",
 ) -> Trained:
-    """Trains a student in place and leaves the best checkpoint's weights in it.
-
-    Killed at any moment, the same call goes on from the last whole checkpoint and ends with the
-    same weights.
+    """Trains a student on recorded signals, in place; see `run`.
 
     Args:
         student: Is changed.
@@ -294,14 +332,31 @@ def train(
         progress: Called with steps done and steps in all.
         after_step: Called after each step of the optimizer, before anything is saved or judged:
             puts back what must not change, such as weights that stay zero.
+        optimizer: ``adamw`` or ``muon``.
 
     Raises:
         RunError: If the loss stops being a finite number.
     """
-    folder = Path(str(arguments.output_dir))
     torch.manual_seed(arguments.seed)  # the projections' weights
     distiller = Distiller(student, layers or {}, teacher_hidden)
-    trainer = DistillTrainer(distiller, arguments, terms, rows, validate)
+    trainer = DistillTrainer(distiller, arguments, terms, rows, validate, optimizer)
+    return run(trainer, student, barrier, progress, after_step)
+
+
+def run(
+    trainer: TaskTrainer,
+    student: TextModel,
+    barrier: Callable[[], None] = lambda: None,
+    progress: Callable[[int, int], None] | None = None,
+    after_step: Callable[[], None] | None = None,
+) -> Trained:
+    """Runs a trainer to its end, and leaves the best checkpoint's weights in the student.
+
+    Killed at any moment, the same call goes on from the last whole checkpoint and ends with the
+    same weights.
+    """
+    arguments = trainer.args
+    folder = Path(str(arguments.output_dir))
     if progress is not None:
         trainer.add_callback(_Report(progress))
     if after_step is not None:

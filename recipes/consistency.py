@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from ..eval.sources import PYTHON_DOCS
+from ..eval.sources import PYTHON_DOCS, QUERY_FILTERS
 from ..eval.tasks import get_task
+from .generation_rules import generates, generation_problems
+from .problem import Problem
 
 SEARCHED = ("layers", "intermediate_size", "hidden_size")
 """Axes that a search varies."""
@@ -17,33 +19,12 @@ if TYPE_CHECKING:
     from .schema import Data, Prune, Recipe, Teacher
 
 
-class Problem(NamedTuple):
-    """Something wrong with a recipe.
-
-    Attributes:
-        path: The keys from the top of the recipe down to what is wrong.
-        message: What was expected, what came, what to do.
-        line: Line of the file where the path alone does not tell it.
-    """
-
-    path: tuple[str | int, ...]
-    message: str
-    line: int | None = None
-
-    @property
-    def key(self) -> str:
-        """The path as it is written on the command line."""
-        return ".".join(map(str, self.path))
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.message}" if self.path else self.message
-
-
 def contradictions(recipe: Recipe) -> list[Problem]:
     """Finds every contradiction in a recipe whose keys are fine one by one."""
     embeds = get_task(recipe.task).signal == "embedding"
     return [
         *_data(recipe.data, recipe.task, embeds),
+        *_built_in_answers(recipe),
         *_teacher(recipe.teacher, has_student=recipe.student is not None),
         *(_prune(recipe.prune, recipe.budget is not None) if recipe.prune else ()),
         *_mask(recipe),
@@ -53,6 +34,7 @@ def contradictions(recipe: Recipe) -> list[Problem]:
         *_hidden_losses(recipe),
         *_task(recipe, embeds),
         *_repeated(recipe),
+        *generation_problems(recipe),
     ]
 
 
@@ -61,7 +43,7 @@ def _data(data: Data, task: str, embeds: bool) -> Iterator[Problem]:
         yield Problem(("data",), "no rows: give source (a hub name) or files.")
     if data.source is not None and data.files is not None:
         yield Problem(("data",), "both source and files are given; keep one.")
-    from_hub = data.source is not None and data.source != PYTHON_DOCS
+    from_hub = data.source is not None and data.source not in (PYTHON_DOCS, QUERY_FILTERS)
     for name in ("config", "revision"):
         if getattr(data, name) is not None and not from_hub:
             yield Problem(("data", name), "only a hub data set has one; leave it out.")
@@ -83,9 +65,24 @@ def _data(data: Data, task: str, embeds: bool) -> Iterator[Problem]:
             yield Problem(("data", "files", "queries"), "needs collection beside it.")
 
 
+def _built_in_answers(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.data.source != QUERY_FILTERS:
+        return
+    if not generates(recipe):
+        yield Problem(
+            ("data", "source"), f"{QUERY_FILTERS} has prompts and answers, not {recipe.task}."
+        )
+    if recipe.data.columns:
+        yield Problem(
+            ("data", "columns"), f"{QUERY_FILTERS} has the task's own columns; leave it out."
+        )
+
+
 def _teacher(teacher: Teacher, *, has_student: bool) -> Iterator[Problem]:
+    if teacher.kind == "endpoint":
+        return  # generation's own
     if teacher.kind == "checkpoint":
-        if teacher.model is None:
+        if teacher.model is None and teacher.new is None:
             yield Problem(("teacher",), "no model: give model, a hub name or a folder.")
         if teacher.files is not None:
             yield Problem(("teacher", "files"), "only for kind: recorded.")

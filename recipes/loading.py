@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from ..eval.errors import RecipeError, nearest
-from .consistency import BOUNDS, SEARCHED, Problem
+from .consistency import BOUNDS, SEARCHED
+from .problem import Problem
 from .schema import Recipe
 from .yaml_source import YamlSource, dump_yaml, parse_value
 

@@ -13,8 +13,10 @@ from typing import Any
 
 from ..eval.errors import RecipeError, nearest
 from ..eval.tasks import Task, get_task
-from .consistency import SEARCHED, Problem
-from .schema import Budget, Distill, Finetune, Recipe
+from .consistency import SEARCHED
+from .generation_rules import capture_defaults, generates
+from .problem import Problem
+from .schema import Budget, Distill, Finetune, Generation, Recipe
 from .trial_pool import trial_processes
 
 _HUB_METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -196,6 +198,9 @@ def resolve(recipe: Recipe, device: str | None = None) -> Recipe:
         section["precision"] = resolve_precision(section["precision"], device).name
     if recipe.budget is not None:
         values["budget"] |= _search_defaults(recipe.budget)
+    if generates(recipe):
+        values["capture"] |= capture_defaults(recipe)
+        values["generation"] = (recipe.generation or Generation()).model_dump(mode="json")
     if recipe.distill is not None:
         from ..distill.losses import get_loss
 

@@ -29,9 +29,11 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
+Optimizer = Literal["adamw", "muon"]
 
 PRECISION = "Arithmetic: fp32, or bf16/fp16 autocast; auto takes what the processor or GPU has."
 ARGUMENTS = "Any field of transformers.TrainingArguments, passed on as it is."
+OPTIMIZER = "adamw; or muon, for the matrices of layers, with adamw for all other weights."
 ATTENTION = "Attention implementation, as transformers names them."
 REVISION = "Hub branch, tag or commit."
 
@@ -60,7 +62,9 @@ class Data(Section):
     """The rows of the task: from the hub, from files, or built in."""
 
     source: str | None = Field(
-        None, description="Name of a hub data set, or python_docs (built in, retrieval)."
+        None,
+        description="Name of a hub data set; built in: python_docs (retrieval), query_filters "
+        "(generation).",
     )
     config: str | None = Field(None, description="Configuration of the hub data set.")
     revision: str | None = Field(None, description=REVISION)
@@ -82,7 +86,54 @@ class Finetune(Section):
     batch_size: Count = Field(64, description="Rows a step, over all processes.")
     learning_rate: float = Field(5e-5, gt=0, description="Highest learning rate.")
     precision: Precision = Field("auto", description=PRECISION)
+    optimizer: Optimizer = Field("adamw", description=OPTIMIZER)
     arguments: dict[str, Any] = Field(default_factory=dict, description=ARGUMENTS)
+
+
+class NewModel(Section):
+    """A teacher made from nothing: random weights, and a tokenizer trained on the training rows."""
+
+    architecture: str = Field("llama", description="A decoder that transformers has.")
+    vocabulary: Annotated[int, Field(ge=300)] = Field(
+        1024, description="Tokens of its byte-level BPE tokenizer, at most."
+    )
+    config: dict[str, Any] = Field(
+        description="Fields of the architecture's config, such as hidden_size."
+    )
+
+
+class EndpointBudget(Section):
+    """What an endpoint may be asked; recording stops cleanly before it would be more."""
+
+    requests: Count | None = Field(None, description="Requests, those asked again included.")
+    tokens: Count | None = Field(None, description="Tokens sent and answered.")
+    usd: Positive | None = Field(None, description="Money, at the prices below.")
+    usd_per_million_input: Positive | None = Field(None, description="Price of tokens sent.")
+    usd_per_million_output: Positive | None = Field(None, description="Price of tokens answered.")
+
+
+class Endpoint(Section):
+    """An OpenAI-compatible chat server."""
+
+    base_url: str = Field(description="Such as http://127.0.0.1:8000/v1.")
+    key_env: str | None = Field(
+        None, description="Name of the environment variable that holds the key."
+    )
+    insecure: bool = Field(
+        False, description="Send the key unencrypted to a host that is not this machine."
+    )
+    concurrency: Count = Field(8, description="Requests in flight at a time.")
+    timeout_s: Positive = Field(120.0, description="Seconds an answer may take.")
+    retries: Annotated[int, Field(ge=0)] = Field(
+        6, description="Tries beyond the first, on 429, 5xx, timeouts and broken answers."
+    )
+    top_logprobs: Annotated[int, Field(ge=0, le=100)] = Field(
+        0, description="Log-probabilities asked for at each token; 0 records texts alone."
+    )
+    extra_body: dict[str, Any] = Field(
+        default_factory=dict, description="Further fields of each request, passed on."
+    )
+    budget: EndpointBudget = Field(default_factory=EndpointBudget)
 
 
 class TeacherFiles(Section):
@@ -97,10 +148,21 @@ class TeacherFiles(Section):
 class Teacher(Section):
     """The model to imitate."""
 
-    kind: Literal["checkpoint", "recorded"] = Field(
-        "checkpoint", description="A model that is run, or its outputs from files."
+    kind: Literal["checkpoint", "recorded", "endpoint"] = Field(
+        "checkpoint", description="A model that is run, its outputs from files, or a server."
     )
-    model: str | None = Field(None, description="Hub name or folder of the checkpoint.")
+    model: str | None = Field(
+        None, description="Hub name or folder of the checkpoint; an endpoint's name for it."
+    )
+    new: NewModel | None = Field(
+        None, description="A model made from nothing and trained by finetune (generation)."
+    )
+    endpoint: Endpoint | None = Field(None, description="The server of kind endpoint.")
+    tokenizer: str | None = Field(
+        None,
+        description="Hub name or folder of the tokenizer that recorded or served log-probabilities "
+        "are of.",
+    )
     files: TeacherFiles | None = Field(None, description="Recorded outputs.")
     revision: str | None = Field(None, description=REVISION)
     dtype: Dtype = Field("float32", description="Type its weights are loaded in.")
@@ -117,6 +179,16 @@ class Capture(Section):
     precision: Precision = Field("auto", description=PRECISION)
     batch_tokens: Count = Field(8192, description="Tokens a batch, padding included.")
     shard_rows: Count = Field(4096, description="Rows a shard; capture resumes by shard.")
+    encoding: Literal["full", "topk", "sampled", "text"] | None = Field(
+        None, description="How token distributions are kept (generation; topk if null)."
+    )
+    k: Count | None = Field(None, description="Log-probabilities kept by topk; 32 if null.")
+    draws: Count | None = Field(None, description="Draws kept by sampled; 50 if null.")
+    over: Literal["references", "generations"] | None = Field(
+        None,
+        description="Whose completions are recorded: the data's, or the teacher's own "
+        "(generation; references if null).",
+    )
 
 
 class Student(Section):
@@ -250,6 +322,17 @@ def _loss(value: object) -> object:
 WeightOrLoss = Annotated[Loss, BeforeValidator(_loss, json_schema_input_type=float | Loss)]
 
 
+class Lora(Section):
+    """Low-rank adapters instead of all weights; merged when the student is saved."""
+
+    r: Count = Field(16, description="Rank.")
+    alpha: Positive = Field(32.0, description="Scale of the adapters, divided by the rank.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Of their inputs.")
+    target_modules: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="Linear maps that get one, as peft names them."
+    )
+
+
 class Distill(Section):
     """How the student learns from the teacher's outputs."""
 
@@ -270,7 +353,30 @@ class Distill(Section):
     max_length: Annotated[int, Field(ge=4)] | None = Field(
         None, description="Longest training row in tokens; the model's own if null."
     )
+    optimizer: Optimizer = Field("adamw", description=OPTIMIZER)
+    on_policy: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="Share of the rows that the student completes and a live teacher scores "
+        "(generation).",
+    )
+    lora: Lora | None = Field(None, description="Adapters instead of all weights (generation).")
     arguments: dict[str, Any] = Field(default_factory=dict, description=ARGUMENTS)
+
+
+class Generation(Section):
+    """How prompts are written and answers made (generation)."""
+
+    max_new_tokens: Count = Field(128, description="Longest answer in tokens.")
+    train_on: Literal["completion", "all"] = Field(
+        "completion", description="What is learned of messages: the last turn, or all answers."
+    )
+    template: dict[str, Any] = Field(
+        default_factory=dict, description="Arguments of the tokenizer's chat template."
+    )
+    settings: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Fields of transformers.GenerationConfig; greedy if empty.",
+    )
 
 
 class Target(Section):
@@ -311,7 +417,7 @@ class Evaluate(Section):
 class Smoke(Section):
     """What `--smoke` puts in the place of the real model."""
 
-    architecture: Literal["bert", "roberta", "distilbert"] = Field(
+    architecture: Literal["bert", "roberta", "distilbert", "llama", "qwen3"] = Field(
         description="Architecture of the tiny randomly initialised teacher."
     )
 
@@ -322,7 +428,9 @@ class Recipe(Section):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Names the run and its folder."
     )
-    task: str = Field(description="classification, retrieval, or a registered task.")
+    task: str = Field(
+        description="classification, retrieval, generation, or a registered task."
+    )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Seed of every step.")
     seeds: Count = Field(1, description="Students trained: with seed, seed + 1, …")
     symmetric: bool = Field(
@@ -340,6 +448,9 @@ class Recipe(Section):
         default_factory=list, description="Formats to deploy: onnx, onnx-int8, …"
     )
     evaluate: Evaluate = Field(default_factory=Evaluate)
+    generation: Generation | None = Field(
+        None, description="Prompts and answers of the task generation; defaults if null."
+    )
     smoke: Smoke | None = Field(None, description="The stand-in of `--smoke` for hub models.")
 
     @field_validator("task")

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from ..eval.errors import nearest
-from .consistency import Problem
+from .problem import Problem
 from .resolving import unknown_names
 from .schema import Recipe
 

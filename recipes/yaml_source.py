@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from .consistency import Problem
+from .problem import Problem
 
 _INT = r"[-+]?(?:0|[1-9][0-9_]*)"
 _FLOAT = (

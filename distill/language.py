@@ -1,0 +1,314 @@
+"""Training a language model: token losses inside the forward pass, recorded or live teachers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import TrainingArguments
+
+from ..eval.errors import RecipeError
+from ..eval.generating import generate
+from ..eval.models import TextModel
+from .chunked import Head, LiveTeacher, TokenTerm, chunked_terms
+from .divergences import IGNORED
+from .language_rows import LanguageRows, batch_of, join_targets
+from .trainer import TaskTrainer
+
+
+def head_of(model: TextModel) -> Head:
+    """A model's output head, with what its class does to the logits behind it."""
+    config, linear = model.config, model.head
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    divided = getattr(config, "logits_scaling", None)
+    return Head(
+        linear.weight,
+        linear.bias,
+        scale=scale / float(divided) if divided else scale,
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def before_labels(states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The states that predict the learned tokens, and these tokens, row by row.
+
+    Args:
+        states: (B, T, H).
+        labels: Each token's own id, (B, T); −100 where it is not learned.
+
+    Returns:
+        (N, H) and (N,).
+    """
+    counts = labels[:, 1:] != IGNORED
+    return states[:, :-1][counts], labels[:, 1:][counts]
+
+
+class LanguageDistiller(nn.Module):
+    """The student, and a forward pass that ends in the loss.
+
+    The loss is computed inside, so that whoever wraps the model (DDP, FSDP) sees one forward pass
+    that uses every parameter.
+    """
+
+    accepts_loss_kwargs = True  # the Trainer counts the learned tokens of all processes
+
+    def __init__(
+        self,
+        student: TextModel,
+        terms: Sequence[TokenTerm],
+        teacher: TextModel | None = None,
+        shared: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.terms = list(terms)
+        self.shared = shared
+        # In a list: a submodule would be trained, sharded and saved.
+        self._teacher = [teacher.eval().requires_grad_(False)] if teacher is not None else []
+        tied = _shared_names(self)
+        self._keys_to_ignore_on_save = tied or None
+
+    def tie_weights(self) -> None:
+        """Called by the Trainer where a checkpoint lacks what is tied: it is the same tensor."""
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """What the Trainer calls where ``gradient_checkpointing`` is asked for."""
+        backbone: Any = self.student.backbone
+        backbone.gradient_checkpointing_enable(**options)
+
+    @property
+    def teacher(self) -> TextModel | None:
+        """The live teacher, on the student's device."""
+        if not self._teacher:
+            return None
+        return self._teacher[0].to(self.student.backbone.device)
+
+    def forward(self, divisor: Tensor | float | None = None, **batch: Any) -> tuple[Tensor, Tensor]:
+        """The loss, and each term's value.
+
+        Args:
+            divisor: Learned tokens that the sums are divided by; the batch's own if None.
+            **batch: Of `LanguageRows.collate`; ``written_…`` are rows that the student completed,
+                which a live teacher scores.
+
+        Returns:
+            A scalar, and (terms,) without gradients.
+        """
+        live = {k[8:]: batch.pop(k) for k in list(batch) if k.startswith("written_")}
+        total = each = None
+        if len(batch["input_ids"]):
+            total, each = self._part(batch, divisor, self.terms, join_targets(batch))
+        if live:
+            scored = [term for term in self.terms if not term.needs_labels]
+            more, parts = self._part(live, divisor, scored, None)
+            found = more.new_zeros(len(self.terms))
+            found[[i for i, term in enumerate(self.terms) if not term.needs_labels]] = parts
+            total = more if total is None else total + more
+            each = found if each is None else each + found
+        assert total is not None and each is not None
+        return total, each
+
+    def _part(
+        self,
+        batch: Mapping[str, Tensor],
+        divisor: Tensor | float | None,
+        terms: Sequence[TokenTerm],
+        targets: Any,
+    ) -> tuple[Tensor, Tensor]:
+        mask = batch["attention_mask"]
+        states = self.student.states(batch["input_ids"], mask)
+        hidden, labels = before_labels(states, batch["labels"])
+        if targets is None and any(not term.needs_labels for term in terms):
+            teacher = self.teacher
+            if teacher is None:
+                raise RecipeError(
+                    "distill.losses compare with a teacher, and neither recorded outputs nor a "
+                    "live teacher are there."
+                )
+            with torch.no_grad():
+                known = before_labels(teacher.states(batch["input_ids"], mask), batch["labels"])[0]
+            targets = LiveTeacher(known, head_of(teacher))
+        return chunked_terms(
+            hidden,
+            head_of(self.student),
+            terms,
+            targets,
+            labels=labels,
+            divisor=divisor,
+            shared=self.shared,
+        )
+
+
+def _shared_names(module: nn.Module) -> list[str]:
+    """Names of the state's entries that are the same tensor as an earlier one."""
+    seen: set[tuple[int, Any]] = set()
+    found = []
+    for name, value in module.state_dict(keep_vars=True).items():
+        key = (value.data_ptr(), value.shape)
+        if key in seen and value.numel():
+            found.append(name)
+        seen.add(key)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class OnPolicy:
+    """Rows that the student completes itself (GKD, arXiv 2306.13649).
+
+    Attributes:
+        share: Of the rows of each batch, drawn anew each step.
+        max_new_tokens: Longest completion.
+        eos: The id that ends one.
+        temperature: Of the student's draws.
+    """
+
+    share: float
+    max_new_tokens: int
+    eos: int
+    temperature: float = 1.0
+
+
+class LanguageTrainer(TaskTrainer):
+    """Token losses, normalised by the learned tokens of all processes and accumulated batches."""
+
+    def __init__(
+        self,
+        model: LanguageDistiller,
+        arguments: TrainingArguments,
+        rows: LanguageRows,
+        validate: Callable[[TextModel], dict[str, float]],
+        optimizer: str = "adamw",
+        on_policy: OnPolicy | None = None,
+    ) -> None:
+        self.on_policy = on_policy
+        self.pad = rows.pad
+        super().__init__(model, arguments, rows, validate, optimizer)
+        if on_policy is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise RecipeError(
+                "distill.on_policy: the student writes while it is trained, which a launch that "
+                "shards it cannot do here; launch with DDP, or leave it out."
+            )
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The loss of a batch as its part of the step's."""
+        inputs = {name: value for name, value in inputs.items() if name != "rows"}
+        loss, each = model(**inputs, divisor=num_items_in_batch)
+        # DDP averages the gradients of parts that were divided by the tokens of all.
+        processes = self.accelerator.num_processes if num_items_in_batch is not None else 1
+        terms = self.accelerator.unwrap_model(self.model).terms
+        values = (each * processes).tolist()
+        share = 1.0
+        if num_items_in_batch is not None:
+            share = 1 / self.current_gradient_accumulation_steps
+        self.remember({t.name: v for t, v in zip(terms, values, strict=True)}, share)
+        return (loss * processes, None) if return_outputs else loss * processes
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Lets the student complete its share of the rows before the tokens are counted."""
+        batches, counted = super().get_batch_samples(*args, **kwargs)
+        if self.on_policy is None:
+            return batches, counted
+        written = [self._write(batch, number) for number, batch in enumerate(batches)]
+        counted = self._get_num_items_in_batch(written, self.args.device)
+        return written, counted
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Learned tokens; those of rows that the student completed count too."""
+        both = []
+        for batch in batch_samples:
+            both.append(batch)
+            if "written_labels" in batch:
+                both.append({"labels": batch["written_labels"]})
+        return super()._get_num_items_in_batch(both, device)
+
+    def _write(self, batch: dict[str, Any], number: int) -> dict[str, Any]:
+        """Takes a share of a batch's rows out and puts them back as the student completes them."""
+        policy = self.on_policy
+        assert policy is not None
+        place = [self.args.seed, self.state.global_step, number, self.args.process_index]
+        draw = np.random.default_rng(place)
+        mine = draw.random(len(batch["input_ids"])) < policy.share
+        if not mine.any():
+            return batch
+        labels, ids = batch["labels"].cpu(), batch["input_ids"].cpu()
+        lengths = batch["attention_mask"].cpu().sum(1)
+        prompts = [
+            ids[row, : last_start(labels[row, : lengths[row]])].tolist()
+            for row in np.flatnonzero(mine)
+        ]
+        model: LanguageDistiller = self.accelerator.unwrap_model(self.model)
+        training = model.student.training
+        model.student.eval()
+        answers = generate(
+            model.student,
+            prompts,
+            max_new_tokens=policy.max_new_tokens,
+            precision="bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "fp32",
+            settings={"do_sample": True, "temperature": policy.temperature, "top_k": 0},
+            seed=int(draw.integers(2**31)),
+        )
+        model.student.train(training)
+        written, learned = [], []
+        for prompt, answer in zip(prompts, answers, strict=True):
+            new = [*answer.ids, policy.eos] if answer.finished else list(answer.ids)
+            written.append(np.asarray([*prompt, *new], dtype=np.int64))
+            learned.append(np.arange(len(prompt) + len(new)) >= len(prompt))
+        more = batch_of(written, learned, self.pad)
+        kept = _without(batch, torch.from_numpy(mine))
+        return kept | {f"written_{name}": value for name, value in more.items()}
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Saves each tensor once: a tied head is the embeddings."""
+        if state_dict is None:
+            state_dict = self.model.state_dict()
+        ignored = self.accelerator.unwrap_model(self.model)._keys_to_ignore_on_save or ()
+        kept = {name: value for name, value in state_dict.items() if name not in ignored}
+        super()._save(output_dir, kept)
+
+
+def last_start(labels: Tensor) -> int:
+    """Where the last run of learned tokens begins, (T,) labels; T where there is none."""
+    learned = (labels != IGNORED).tolist()
+    at = len(learned)
+    while at > 0 and not learned[at - 1]:
+        at -= 1
+    while at > 0 and learned[at - 1]:
+        at -= 1
+    return at
+
+
+def _without(batch: dict[str, Any], gone: Tensor) -> dict[str, Any]:
+    """A batch without some of its rows, and without the teacher's targets of these."""
+    counts = (batch["labels"][:, 1:] != IGNORED).sum(1).cpu()
+    stays = (~gone).repeat_interleave(counts)
+    kept = {}
+    for name, value in batch.items():
+        chosen = stays if name.startswith("teacher_") else ~gone
+        kept[name] = value[chosen.to(value.device)]
+    return kept
+
+
+def token_terms(losses: Mapping[str, Any]) -> list[TokenTerm]:
+    """Turns ``{name: weight}`` or ``{name: {weight: …, option: …}}`` into terms.
+
+    Raises:
+        RecipeError: For an unknown loss or option, a weight that is not above 0, or no loss.
+    """
+    terms = []
+    for name, given in losses.items():
+        options = dict(given) if isinstance(given, Mapping) else {"weight": given}
+        terms.append(TokenTerm(name, float(options.pop("weight", 1.0)), options))
+    if not terms:
+        raise RecipeError("distill.losses is empty: name at least one loss.")
+    return terms
+

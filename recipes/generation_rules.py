@@ -1,0 +1,176 @@
+"""What a recipe for generation must say, and what only such a recipe can say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ..eval.tasks import get_task
+from .problem import Problem
+
+if TYPE_CHECKING:
+    from .schema import Recipe
+
+TOP_K, DRAWS = 32, 50
+"""What `topk` and `sampled` keep by themselves."""
+
+
+def generates(recipe: Recipe) -> bool:
+    """Whether the recipe's task is answered in tokens."""
+    return get_task(recipe.task).signal == "token_distribution"
+
+
+def generation_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Finds every contradiction that has to do with generation."""
+    if not generates(recipe):
+        yield from _only_generation(recipe)
+        return
+    yield from _teacher(recipe)
+    yield from _capture(recipe)
+    yield from _distill(recipe)
+    if recipe.budget is not None:
+        yield Problem(
+            ("budget",),
+            "the search compares classes and rankings, not answers in text; give prune's sizes.",
+        )
+    if recipe.prune is not None and recipe.prune.rounds > 1:
+        yield Problem(("prune", "rounds"), "are not healed for generation yet; leave it at 1.")
+    if recipe.evaluate.usd_per_hour is not None:
+        yield Problem(
+            ("evaluate", "usd_per_hour"), "prices batches of rows, and answers are timed by token."
+        )
+
+
+def _only_generation(recipe: Recipe) -> Iterator[Problem]:
+    given: dict[tuple[str, ...], Any] = {
+        ("generation",): recipe.generation,
+        ("teacher", "new"): recipe.teacher.new,
+        ("teacher", "endpoint"): recipe.teacher.endpoint,
+        ("teacher", "tokenizer"): recipe.teacher.tokenizer,
+        **{
+            ("capture", name): getattr(recipe.capture, name)
+            for name in ("encoding", "k", "draws", "over")
+        },
+    }
+    if recipe.distill is not None:
+        given[("distill", "on_policy")] = recipe.distill.on_policy or None
+        given[("distill", "lora")] = recipe.distill.lora
+    for path, value in given.items():
+        if value is not None:
+            yield Problem(path, f"is for task generation; this is {recipe.task}. Leave it out.")
+    if recipe.teacher.kind == "endpoint":
+        yield Problem(("teacher", "kind"), f"an endpoint answers in text; this is {recipe.task}.")
+
+
+def _teacher(recipe: Recipe) -> Iterator[Problem]:
+    teacher = recipe.teacher
+    if teacher.kind == "checkpoint":
+        if teacher.new is not None and teacher.model is not None:
+            yield Problem(("teacher",), "both model and new are given; keep one.")
+        if teacher.new is not None and teacher.finetune is None:
+            yield Problem(("teacher", "new"), "has random weights: add teacher.finetune.")
+    if teacher.kind == "endpoint":
+        if teacher.endpoint is None:
+            yield Problem(("teacher",), "kind endpoint needs endpoint, with a base_url.")
+        if teacher.model is None:
+            yield Problem(("teacher", "model"), "is missing: what the server calls the model.")
+        for name in ("files", "new", "finetune", "revision", "attn_implementation"):
+            if getattr(teacher, name) is not None:
+                yield Problem(("teacher", name), "an endpoint has no use for it; leave it out.")
+        if recipe.student is None:
+            yield Problem(
+                ("teacher", "kind"), "an endpoint leaves nothing to prune: add student.model."
+            )
+    elif teacher.endpoint is not None:
+        yield Problem(("teacher", "endpoint"), "only for kind: endpoint.")
+    scored = teacher.endpoint is not None and teacher.endpoint.top_logprobs > 0
+    if scored and teacher.tokenizer is None:
+        yield Problem(
+            ("teacher", "tokenizer"),
+            "is missing: log-probabilities come as text, and it maps them to token ids.",
+        )
+    if teacher.tokenizer is not None and teacher.kind == "checkpoint":
+        yield Problem(("teacher", "tokenizer"), "a checkpoint has its own; leave it out.")
+    if teacher.tokenizer is not None and teacher.endpoint is not None and not scored:
+        yield Problem(
+            ("teacher", "tokenizer"), "maps log-probabilities; set teacher.endpoint.top_logprobs."
+        )
+
+
+def _capture(recipe: Recipe) -> Iterator[Problem]:
+    capture, kind = recipe.capture, recipe.teacher.kind
+    if capture.k is not None and capture.encoding not in (None, "topk"):
+        yield Problem(("capture", "k"), f"is for encoding topk, not {capture.encoding}.")
+    if capture.draws is not None and capture.encoding != "sampled":
+        yield Problem(("capture", "draws"), "is for encoding sampled; say so, or leave it out.")
+    if kind == "checkpoint":
+        return
+    if capture.over is not None:
+        yield Problem(
+            ("capture", "over"), f"a teacher of kind {kind} has answered already; leave it out."
+        )
+    if capture.encoding in ("full", "sampled"):
+        yield Problem(
+            ("capture", "encoding"),
+            f"{capture.encoding} needs whole distributions, which kind {kind} does not give: "
+            "topk, or text.",
+        )
+    endpoint = recipe.teacher.endpoint
+    if endpoint is not None and capture.encoding == "topk" and endpoint.top_logprobs == 0:
+        yield Problem(
+            ("capture", "encoding"), "topk needs teacher.endpoint.top_logprobs above 0."
+        )
+
+
+def _distill(recipe: Recipe) -> Iterator[Problem]:
+    distill = recipe.distill
+    if distill is None:
+        return
+    if distill.on_policy and recipe.teacher.kind != "checkpoint":
+        yield Problem(
+            ("distill", "on_policy"),
+            f"a live teacher scores what the student writes, and kind {recipe.teacher.kind} is "
+            "none; leave it out.",
+        )
+    if distill.on_policy and set(distill.losses) == {"cross_entropy"}:
+        yield Problem(
+            ("distill", "on_policy"),
+            "cross_entropy learns the reference's tokens, and what a student writes has none; add "
+            "a divergence such as jsd.",
+        )
+    reads_teacher = set(distill.losses) - {"cross_entropy"}
+    endpoint = recipe.teacher.endpoint
+    texts_only = recipe.capture.encoding == "text" or (
+        endpoint is not None and endpoint.top_logprobs == 0
+    )
+    if texts_only and reads_teacher and distill.on_policy < 1:
+        yield Problem(
+            ("distill", "losses", sorted(reads_teacher)[0]),
+            "compares token distributions, and only texts are recorded: set capture.encoding topk "
+            "(of an endpoint, teacher.endpoint.top_logprobs), or learn by cross_entropy alone.",
+        )
+    if recipe.prune is not None and recipe.prune.mask is not None and distill.lora is not None:
+        yield Problem(
+            ("distill", "lora"), "adds to weights that prune.mask keeps at zero; leave one out."
+        )
+
+
+def capture_defaults(recipe: Recipe) -> dict[str, Any]:
+    """How token distributions are recorded, written out."""
+    capture, endpoint = recipe.capture, recipe.teacher.endpoint
+    texts = endpoint is not None and endpoint.top_logprobs == 0
+    encoding = capture.encoding or ("text" if texts else "topk")
+    return {
+        "encoding": encoding,
+        "k": (capture.k or TOP_K) if encoding == "topk" else None,
+        "draws": (capture.draws or DRAWS) if encoding == "sampled" else None,
+        "over": (capture.over or "references") if recipe.teacher.kind == "checkpoint" else None,
+    }
+
+
+def encoding_spec(capture: Any) -> dict[str, Any] | None:
+    """What `distill.token_encoding` is asked for; None where only texts are kept."""
+    if capture.encoding == "text":
+        return None
+    spec = {"encoding": capture.encoding, "k": capture.k, "draws": capture.draws}
+    return {name: value for name, value in spec.items() if value is not None}
