@@ -29,7 +29,7 @@ PACKAGED = {
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     ),
 }
-WANTED_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+WANTED_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]
 TOLERANCE = 1e-5
 
 
@@ -161,7 +161,7 @@ def save_model(model: TextModel, folder: Path) -> None:
         write_encoding(
             folder, model.encoding, hidden=int(model.config.hidden_size), dense=model.dense
         )
-    elif model.encoding.max_length:
+    elif model.signal == "class_logits" and model.encoding.max_length:
         model.tokenizer.model_max_length = model.encoding.max_length
         model.tokenizer.save_pretrained(str(folder))
     for weights in folder.rglob("*.safetensors"):  # safetensors writes for the owner's eyes alone
@@ -196,7 +196,10 @@ def verify_stock(model: TextModel, folder: Path) -> None:
     if sum(p.numel() for p in stock.parameters()) != count:
         raise RunError("The reloaded checkpoint has another number of parameters.")
     del stock, loaded  # a large model is in memory once less
-    whole = load_model(folder, task, dtype=str(model.backbone.dtype).removeprefix("torch."))
+    # a language model's maximum length is the recipe's, and in no file
+    limit = model.encoding.max_length if model.signal == "token_distribution" else None
+    dtype = str(model.backbone.dtype).removeprefix("torch.")
+    whole = load_model(folder, task, dtype=dtype, max_length=limit)
     texts = ["a short sample", "another, somewhat longer sample text: 1 2 3"]
     device = model.backbone.device
     was_training = model.training

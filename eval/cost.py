@@ -86,6 +86,14 @@ ARCHITECTURES: dict[str, Callable[[Any], LayerShape]] = {
     "qwen2": _llama,
     "qwen3": _llama,
     "gemma3_text": _llama,
+    "gpt2": lambda config: LayerShape(
+        config.n_layer,
+        config.n_embd,
+        config.n_inner or 4 * config.n_embd,
+        config.n_embd,
+        config.n_embd,
+        pooled=False,
+    ),
 }
 """Architectures whose FLOPs are known by formula; others are counted by `count_flops`."""
 
@@ -106,7 +114,8 @@ def flops_per_example(
     Args:
         config: A transformers config of one of `ARCHITECTURES`.
         lengths: Tokens of each row, specials included, (n,).
-        head: ``embedding`` or ``class_logits``.
+        head: ``embedding``, ``class_logits``, or ``token_distribution`` (the head over the
+            vocabulary behind the last token alone).
         num_labels: Number of classes, for ``class_logits``; the config's if 0.
         dense: Width of the embedding where a ``Dense`` module follows the pooling, else None.
 
@@ -128,6 +137,8 @@ def flops_per_example(
         classes = 2 * shape.hidden * int(num_labels or config.num_labels)
         # BERT's pooler, RoBERTa's `dense`, DistilBERT's `pre_classifier`
         return flops + (2 * shape.hidden**2 + classes if shape.pooled else sizes * classes)
+    if head == "token_distribution":
+        return flops + 2 * shape.hidden * int(config.vocab_size)
     return flops + (2 * shape.hidden * dense if dense else 0)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import RecipeError, RunError, nearest
-from .metrics import METRICS, Metric, get_metric, score_decisions, score_top
+from .metrics import METRICS, Metric, get_metric, score_decisions, score_texts, score_top
 
 if TYPE_CHECKING:
     import evaluate
@@ -21,7 +21,7 @@ def as_evaluate_metric(name: str, **options: Any) -> evaluate.Metric:
 
     Classification takes decided classes as ``predictions`` and labels as ``references``. Retrieval
     takes, per query, the row numbers found (best first) as ``predictions`` and the relevant row
-    numbers as ``references``, or [row, grade] pairs where they are graded.
+    numbers as ``references``, or [row, grade] pairs where they are graded. Generation takes texts.
 
     Args:
         name: One of `METRICS`.
@@ -45,6 +45,10 @@ def as_evaluate_metric(name: str, **options: Any) -> evaluate.Metric:
             datasets.Features({"predictions": several, "references": datasets.List(several)}),
         ]
 
+    if metric.signal == "token_distribution":
+        text = datasets.Value("string")
+        features = datasets.Features({"predictions": text, "references": text})
+
     class PareMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no annotations
         """A metric of paredown behind the interface of `evaluate`."""
 
@@ -65,6 +69,8 @@ def _value(metric: Metric, predictions: list[Any], references: list[Any]) -> flo
     if metric.signal == "class_logits":
         classes = 1 + max(max(predictions), max(references))
         return score_decisions(predictions, references, classes, [metric.name]).value(metric.name)
+    if metric.signal == "token_distribution":
+        return score_texts(predictions, references, [metric.name]).value(metric.name)
     depth = min(metric.depth, min(len(found) for found in predictions))
     if depth < metric.depth and len({len(found) for found in predictions}) > 1:
         raise RunError(

@@ -14,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from . import ranking
+from . import ranking, text_metrics
 from .errors import DataError, RecipeError, RunError, nearest
 from .ranking import Floats, Ranking, Rows
+from .splits import stable_hash
 from .tasks import Signal
+from .text_metrics import Texts
 
 Statistics: TypeAlias = "Floats | sparse.csr_array[Any, Any]"
 
@@ -44,12 +46,15 @@ class Metric:
         name: The word used in recipes and reports.
         signal: Which models it judges.
         statistics: Takes what a model is judged by (`Decided` for class logits, `Ranking` for
-            embeddings) and returns one row of statistics per row of data: an array of shape (n,)
-            or (n, k), or a scipy CSR array of shape (n, k) where most are 0.
+            embeddings, `Texts` for token distributions) and returns one row of statistics per row
+            of data: an array of shape (n,) or (n, k), or a scipy CSR array of shape (n, k) where
+            most are 0.
         reduce: Turns weighted sums of the statistics (…, k) and sums of the weights (…,) into
             values (…,). The default is the mean of the only column.
         depth: Positions a ranking metric looks at.
         hub_id: The name the model hub knows the metric by, for model cards.
+        on_request: Whether it is computed only where it is named, because it judges answers of one
+            kind (numbers, JSON) and says nothing of others.
     """
 
     name: str
@@ -58,8 +63,9 @@ class Metric:
     reduce: Callable[[Floats, Floats], Floats] = mean
     depth: int = 10
     hub_id: str | None = None
+    on_request: bool = False
 
-    def rows(self, judged: Decided | Ranking) -> Statistics:
+    def rows(self, judged: Decided | Ranking | Texts) -> Statistics:
         """Per-row statistics, always of shape (n, k)."""
         found = self.statistics(judged)
         if sparse.issparse(found):
@@ -85,7 +91,8 @@ class Scores:
 
     Attributes:
         statistics: Per-row statistics (n, k) by name of metric.
-        decisions: The class, or the row number of the top answer, shape (n,).
+        decisions: The class, the row number of the top answer, or a number that stands for the
+            text, shape (n,).
         top: The best classes or row numbers, best first, shape (n, at most 10).
     """
 
@@ -254,14 +261,46 @@ def score_top(
     return _scores("embedding", ranking.rank(found, relevant, grades, depth), found, names)
 
 
+def score_texts(
+    texts: Sequence[str], references: Sequence[str], metrics: Sequence[str] | None = None
+) -> Scores:
+    """Judges texts by the references, n of each.
+
+    A decision is 63 bits that stand for the text (NFC, no space around it), the same for equal
+    texts in every call, so that two models' decisions can be compared.
+
+    Args:
+        texts: What a model wrote for each row.
+        references: What it should have written.
+        metrics: Names; every one for texts of any kind if not given.
+
+    Raises:
+        RunError: If there are not as many texts as references.
+        DataError: If there is no row.
+    """
+    if len(texts) != len(references):
+        raise RunError(
+            f"Expected a reference for each of {len(texts)} texts, got {len(references)}."
+        )
+    if not len(texts):
+        raise DataError("Expected at least one test row with a completion, got none.")
+    decided = [stable_hash(text_metrics.canonical(text)) >> 1 for text in texts]
+    top = np.asarray(decided, dtype=np.int64)[:, None]
+    return _scores("token_distribution", Texts(texts, references), top, metrics)
+
+
 def _names(signal: Signal, metrics: Sequence[str] | None) -> list[str]:
     if metrics is not None:
         return list(metrics)
-    return [name for name, metric in METRICS.items() if metric.signal == signal]
+    every = (m for m in METRICS.values() if m.signal == signal and not m.on_request)
+    return [metric.name for metric in every]
 
 
 def _scores(
-    signal: Signal, judged: Decided | Ranking, top: Rows, metrics: Sequence[str] | None
+    signal: Signal,
+    judged: Decided | Ranking | Texts,
+    top: Rows,
+    metrics: Sequence[str] | None,
 ) -> Scores:
     names = _names(signal, metrics)
     statistics = {name: get_metric(name, signal).rows(judged) for name in names}
@@ -313,9 +352,27 @@ def ranking_metric(name: str, judge: Callable[[Ranking, int], Floats], depth: in
     return Metric(name, "embedding", lambda judged: judge(judged, depth), depth=depth)
 
 
+def text_metric(
+    name: str, judge: Callable[[Texts], Floats], *, hub_id: str | None = None, any_text: bool = True
+) -> Metric:
+    """A metric that is the mean of ``judge(texts)``, one number a row.
+
+    Args:
+        name: The word used in recipes and reports.
+        judge: Takes `Texts`, gives (n,).
+        hub_id: The name the model hub knows it by.
+        any_text: Whether it is computed where no metric is named.
+    """
+    return Metric(name, "token_distribution", judge, hub_id=hub_id, on_request=not any_text)
+
+
 register_metric(Metric("accuracy", "class_logits", correct, hub_id="accuracy"))
 register_metric(Metric("macro_f1", "class_logits", class_counts, macro_f1, hub_id="f1"))
 register_metric(ranking_metric("mrr@10", ranking.reciprocal_rank, 10))
 register_metric(ranking_metric("recall@1", ranking.recall, 1))
 register_metric(ranking_metric("recall@10", ranking.recall, 10))
 register_metric(ranking_metric("ndcg@10", ranking.ndcg, 10))
+register_metric(text_metric("exact_match", text_metrics.exact_match, hub_id="exact_match"))
+register_metric(text_metric("token_f1", text_metrics.token_f1))
+register_metric(text_metric("rouge_l", text_metrics.rouge_l, hub_id="rouge"))
+register_metric(text_metric("numeric_match", text_metrics.numeric_match, any_text=False))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .batching import token_batches
 from .encoding import Encoding, load_dense, read_encoding
 from .errors import RecipeError, RunError
+from .next_token import next_token, output_head
 from .tasks import Signal, Task
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class ModelOutput(NamedTuple):
     """What a forward pass gives.
 
     Attributes:
-        values: The signal, (B, W): class logits or embeddings.
+        values: The signal, (B, W): class logits, embeddings, or the logits of the token after each
+            row's last.
         hidden_states: Token vectors after the embeddings and after each layer, L + 1 tensors of
             (B, T, H), where they were asked for.
     """
@@ -69,7 +71,8 @@ class TextModel(nn.Module):
     """A backbone that stock transformers loads, with tokenizer, pooling and normalisation.
 
     Attributes:
-        backbone: ``AutoModel`` for embeddings, ``AutoModelForSequenceClassification`` for logits.
+        backbone: ``AutoModel`` for embeddings, ``AutoModelForSequenceClassification`` for classes,
+            ``AutoModelForCausalLM`` for token distributions.
         tokenizer: A fast tokenizer.
         signal: What ``forward`` gives.
         encoding: Pooling, normalisation, prompts and maximum length.
@@ -91,7 +94,8 @@ class TextModel(nn.Module):
         self.encoding = encoding
         self.dense = dense
         accepted = inspect.signature(backbone.forward).parameters
-        given = set(tokenizer.model_input_names)
+        # Decoders have no segments; GPT-2 takes them, and a plain fast tokenizer offers them.
+        given = set() if signal == "token_distribution" else set(tokenizer.model_input_names)
         self.inputs = tuple(n for n in INPUTS if n in accepted and (n in given or n != INPUTS[2]))
 
     @property
@@ -104,11 +108,13 @@ class TextModel(nn.Module):
         """Numbers per row of the signal."""
         if self.signal == "class_logits":
             return int(self.config.num_labels)
+        if self.signal == "token_distribution":
+            return int(self.head.weight.shape[0])
         return int(self.dense.out_features if self.dense is not None else self.config.hidden_size)
 
     @property
     def labels(self) -> list[str] | None:
-        """Class names in the order of the logits, or None for embeddings."""
+        """Class names in the order of the logits, or None where there are no classes."""
         if self.signal != "class_logits":
             return None
         return [str(self.config.id2label[i]) for i in range(self.config.num_labels)]
@@ -128,6 +134,10 @@ class TextModel(nn.Module):
             token_type_ids: Segment ids, (B, T), for models that take them.
             output_hidden_states: Whether to give the token vectors of every layer as well.
         """
+        if self.signal == "token_distribution":
+            return ModelOutput(
+                *next_token(self.backbone, input_ids, attention_mask, output_hidden_states)
+            )
         extra = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         out = self.backbone(
             input_ids=input_ids,
@@ -144,6 +154,34 @@ class TextModel(nn.Module):
         if self.encoding.normalize:
             vector = nn.functional.normalize(vector, dim=-1)
         return ModelOutput(vector, hidden)
+
+    @property
+    def head(self) -> nn.Linear:
+        """The map from a token's state to the logits of the next token, (V, H) in ``weight``.
+
+        What some architectures do to the logits behind it (`logit_scale` of Cohere, the soft cap of
+        Gemma 2) is the stock class's; ``forward`` does it too.
+
+        Raises:
+            RunError: If the model has none.
+        """
+        return output_head(self.backbone)
+
+    def states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The base model's states after its last norm, for losses that project by themselves.
+
+        Args:
+            input_ids: Token ids, padded on the right, (B, T).
+            attention_mask: 1 at tokens, 0 at padding, (B, T).
+
+        Returns:
+            (B, T, H); `head` makes logits of them.
+        """
+        out = self.backbone.base_model(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        )
+        found: Tensor = out.last_hidden_state
+        return found
 
     def tokenize(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, role: str = "text"
@@ -338,9 +376,10 @@ def load_model(
         raise RunError(f"Cannot load the checkpoint '{folder}': {error}") from error
     _refuse_invented_weights(folder, backbone, info, new_head=labels is not None)
     pooled = task.signal == "embedding"
-    encoding, dense = read_encoding(
-        folder, pooled=pooled, context=context_length(backbone.config), max_length=max_length
-    )
+    context = context_length(backbone.config)
+    if task.signal == "token_distribution" and max_length is None:
+        max_length = context  # a tokenizer's own limit is no language model's
+    encoding, dense = read_encoding(folder, pooled=pooled, context=context, max_length=max_length)
     model = TextModel(
         backbone,
         tokenizer,

@@ -11,7 +11,7 @@ from typing import Literal
 
 from .errors import RecipeError, nearest
 
-Signal = Literal["class_logits", "embedding"]
+Signal = Literal["class_logits", "embedding", "token_distribution"]
 Role = Literal["text", "query", "document"]
 
 
@@ -21,12 +21,14 @@ class Column:
 
     Attributes:
         name: The task's own name for it; ``data.columns`` maps it to the file's.
-        kind: ``text``, ``label`` or ``document`` (a text of the collection to be found).
+        kind: ``text``, ``label``, ``document`` (a text of the collection to be found), ``prompt``
+            and ``completion`` (what is asked and what is to be answered), ``messages`` (both as
+            turns of a conversation) or ``slice`` (a name that results are also reported by).
         required: Whether every training row must have the column.
     """
 
     name: str
-    kind: Literal["text", "label", "document"]
+    kind: Literal["text", "label", "document", "prompt", "completion", "messages", "slice"]
     required: bool = True
 
 
@@ -36,7 +38,8 @@ class Task:
 
     Attributes:
         name: The word used in ``task:``.
-        signal: What the model gives for a row: class logits or an embedding.
+        signal: What the model gives for a row: class logits, an embedding, or the distribution of
+            the next token.
         head: The transformers Auto class that loads a model for the task.
         columns: The columns of a row, in order.
         metrics: Names of the metrics that are always reported.
@@ -106,5 +109,22 @@ RETRIEVAL = register_task(
         metrics=("mrr@10", "recall@1", "recall@10", "ndcg@10"),
         default_metric="mrr@10",
         decision="top answer",
+    )
+)
+
+GENERATION = register_task(
+    Task(
+        name="generation",
+        signal="token_distribution",
+        head="AutoModelForCausalLM",
+        columns=(
+            Column("prompt", "prompt"),  # or messages, which hold prompt and completion
+            Column("completion", "completion", required=False),
+            Column("messages", "messages", required=False),
+            Column("slice", "slice", required=False),
+        ),
+        metrics=("exact_match", "token_f1", "rouge_l"),
+        default_metric="exact_match",
+        decision="decoded text",
     )
 )

@@ -93,10 +93,11 @@ def signals(model: TextModel, batches: Sequence[dict[str, Tensor]], precision: s
 def distance(signal: Signal, teacher: Tensor, student: Tensor) -> float:
     """How far a signal is from the teacher's, 0 at equality, mean over rows.
 
-    1 − cosine for embeddings, KL(teacher ‖ student) in nats for class logits.
+    1 − cosine for embeddings, KL(teacher ‖ student) in nats for the logits of classes or of the
+    next token.
 
     Args:
-        signal: ``embedding`` or ``class_logits``.
+        signal: ``embedding``, ``class_logits`` or ``token_distribution``.
         teacher: (n, W).
         student: (n, W).
     """

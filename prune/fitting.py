@@ -273,4 +273,8 @@ def _channels(hidden: Sequence[int]) -> Callable[[Tensor], Tensor]:
     return lambda states: states.index_select(-1, index.to(states.device))
 
 
-_MEASURES = {"embedding": "1 - cosine", "class_logits": "KL divergence (nats)"}
+_MEASURES = {
+    "embedding": "1 - cosine",
+    "class_logits": "KL divergence (nats)",
+    "token_distribution": "KL divergence of the next token (nats)",
+}

@@ -1,0 +1,62 @@
+"""What a language model says of the token after each row's last, and the head it says it with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import RunError
+
+
+def output_head(backbone: Any) -> nn.Linear:
+    """The map from a token's state to the logits of the next token, (V, H) in ``weight``.
+
+    Raises:
+        RunError: If the model has none.
+    """
+    found = backbone.get_output_embeddings()
+    if not isinstance(found, nn.Linear):
+        raise RunError(
+            f"{type(backbone).__name__} has no linear head over a vocabulary; `task: generation` "
+            "needs a checkpoint that AutoModelForCausalLM loads with one."
+        )
+    return found
+
+
+def next_token(
+    backbone: Any, input_ids: Tensor, attention_mask: Tensor, output_hidden_states: bool = False
+) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    """The logits behind each row's last token, as the stock class has them there.
+
+    The class gets that one state of each row from its base model, so that the head is computed once
+    a row, and whatever the class does behind the head (a soft cap, a scale) is done.
+
+    Args:
+        backbone: A causal language model.
+        input_ids: Token ids, padded on the right, (B, T).
+        attention_mask: 1 at tokens, 0 at padding, (B, T).
+        output_hidden_states: Whether to give the token vectors of every layer as well.
+
+    Returns:
+        (B, V), and where asked for L + 1 tensors of (B, T, H).
+    """
+    rows = torch.arange(len(input_ids), device=input_ids.device)
+    last = attention_mask.sum(1) - 1  # (B,)
+
+    def keep_last(module: nn.Module, args: Any, out: Any) -> Any:
+        out.last_hidden_state = out.last_hidden_state[rows, last].unsqueeze(1)  # (B, 1, H)
+        return out
+
+    handle = backbone.base_model.register_forward_hook(keep_last)
+    try:
+        out = backbone(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            output_hidden_states=output_hidden_states,
+            use_cache=False,
+        )
+    finally:
+        handle.remove()
+    return out.logits[:, 0], out.hidden_states if output_hidden_states else None
