@@ -7,8 +7,6 @@ is whole is never computed again, so a capture that was stopped goes on where it
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +16,10 @@ import numpy as np
 import torch
 
 from ..eval.batching import length_order, token_batches
-from ..eval.checkpoints import sha256
 from ..eval.errors import RunError
 from ..eval.models import TextModel, autocast
-from .outputs import FORMAT, MANIFEST, TeacherOutputs, open_shard
+from .outputs import FORMAT, TeacherOutputs
+from .shards import note_of, notes_of, write_manifest, write_shard
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -247,18 +245,9 @@ def record_given(
 
 def _write_manifest(out: Path, content: Mapping[str, Any]) -> None:
     """Gathers the shards' notes into the manifest, which makes the outputs whole."""
-    notes = sorted(out.glob("shard-*.json"))
-    shards = [json.loads(note.read_text(encoding="utf-8")) for note in notes]
-    manifest = {
-        "format": FORMAT,
-        "encoding": "float32",
-        **content,
-        "bytes_per_item": sum(s["bytes"] for s in shards) / content["items"],
-        "shards": shards,
-    }
-    (out / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    for note in notes:
-        note.unlink()
+    size = sum(int(note["bytes"]) for note in notes_of(out))
+    rate = {"bytes_per_item": size / content["items"]}
+    write_manifest(out, {"format": FORMAT, "encoding": "float32", **content, **rate})
 
 
 @torch.inference_mode()
@@ -303,21 +292,14 @@ def _compute(
     return {"values": values, **{f"hidden_{layer}": rows for layer, rows in hidden.items()}}
 
 
-def _note(out: Path, number: int) -> Path:
-    return out / f"shard-{number:05d}.json"
-
-
 def _whole(out: Path, number: int, count: int) -> bool:
     """Whether a shard was finished by an earlier try."""
-    note, file = _note(out, number), out / f"shard-{number:05d}.arrow"
-    if not (note.exists() and file.exists()):
-        return False
-    facts = json.loads(note.read_text(encoding="utf-8"))
-    return bool(facts["items"] == count and facts["sha256"] == sha256(file))
+    note = note_of(out, number)
+    return note is not None and bool(note["items"] == count)
 
 
 def _write_shard(out: Path, number: int, columns: Mapping[str, Any], rank: int) -> None:
-    """Writes a shard beside its place and renames it; its note comes last."""
+    """Writes a shard's columns: ``values`` of fixed width, and flat token vectors a layer."""
     import pyarrow as pa
 
     values = columns["values"]
@@ -325,20 +307,4 @@ def _write_shard(out: Path, number: int, columns: Mapping[str, Any], rank: int) 
     arrays += [
         pa.array(rows, type=pa.list_(pa.float16())) for k, rows in columns.items() if k != "values"
     ]
-    batch = pa.record_batch(arrays, names=list(columns))
-    file = out / f"shard-{number:05d}.arrow"
-    temporary = file.with_suffix(".tmp")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    os.replace(temporary, file)
-    facts = {
-        "file": file.name,
-        "items": len(values),
-        "bytes": file.stat().st_size,
-        "sha256": sha256(file),
-        "rank": rank,
-    }
-    note = _note(out, number)
-    note.with_suffix(".note").write_text(json.dumps(facts), encoding="utf-8")
-    os.replace(note.with_suffix(".note"), note)
-    open_shard(file)
+    write_shard(out, number, pa.record_batch(arrays, names=list(columns)), {"rank": rank})

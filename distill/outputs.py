@@ -11,45 +11,20 @@ Equal texts are one item. Items are sorted by their length in tokens, longest fi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..eval.checkpoints import sha256
 from ..eval.errors import RunError
+from .shards import open_shards, read_manifest
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from numpy.typing import NDArray
 
-MANIFEST = "manifest.json"
 FORMAT = 1
-
-
-def open_shard(path: Path) -> pa.RecordBatch:
-    """Maps a shard into memory; nothing is read until it is used.
-
-    Raises:
-        RunError: If the file is not a whole Arrow file.
-    """
-    import pyarrow as pa
-
-    try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        return reader.get_batch(0)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise damaged(path, str(error)) from error
-
-
-def damaged(path: Path, why: str) -> RunError:
-    """The error for a shard that is not what was recorded."""
-    return RunError(
-        f"The recorded teacher outputs are damaged: {path.name} in {path.parent} ({why}). "
-        f"Delete that folder and run again: only it is recorded anew."
-    )
 
 
 class TeacherOutputs:
@@ -71,31 +46,10 @@ class TeacherOutputs:
             RunError: If the folder is unfinished, a shard is damaged, or an entry differs.
         """
         self.folder = folder
-        path = folder / MANIFEST
-        if not path.exists():
-            raise RunError(f"No recorded teacher outputs in '{folder}': {MANIFEST} is missing.")
-        self.manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if self.manifest.get("format") != FORMAT:
-            raise RunError(
-                f"'{folder}' has teacher outputs of format {self.manifest.get('format')}; this "
-                f"version reads {FORMAT}. Record them again."
-            )
-        for key, value in (expect or {}).items():
-            if self.manifest.get(key) != value:
-                raise RunError(
-                    f"The recorded teacher outputs in '{folder}' belong to another {key}: expected "
-                    f"{value!r}, recorded {self.manifest.get(key)!r}. Record them again."
-                )
-        self._starts = [0]
-        self._shards: list[pa.RecordBatch] = []
-        for shard in self.manifest["shards"]:
-            file = folder / str(shard["file"])
-            if not file.exists():
-                raise damaged(file, "the file is gone")
-            if file.stat().st_size != shard["bytes"] or sha256(file) != shard["sha256"]:
-                raise damaged(file, "size or checksum differ from the manifest")
-            self._shards.append(open_shard(file))
-            self._starts.append(self._starts[-1] + int(shard["items"]))
+        self.manifest = read_manifest(folder, FORMAT, expect)
+        self._shards = open_shards(folder, self.manifest)
+        counts = [int(shard["items"]) for shard in self.manifest["shards"]]
+        self._starts = [0, *accumulate(counts)]
 
     def __len__(self) -> int:
         """Distinct texts recorded."""
