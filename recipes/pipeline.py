@@ -14,6 +14,7 @@ from typing import Any
 from ..eval.errors import RunError
 from ..eval.timing import Worker
 from .contenders import Contender
+from .generation_rules import generates
 from .layer_maps import hidden_layers
 from .progress import Display
 from .resolving import resolve
@@ -23,14 +24,18 @@ from .schema import Recipe
 from .search import search
 from .smoke import smoke_recipe, write_stand_ins
 from .stage_capture import capture_stage
+from .stage_capture_answers import capture_answers_stage
+from .stage_capture_tokens import capture_tokens_stage
 from .stage_data import data_stage
 from .stage_distill import distill_stage
+from .stage_distill_tokens import distill_tokens_stage
 from .stage_evaluate import evaluate_stage
 from .stage_export import EXPORTED, export_stage
 from .stage_finetune import finetune_stage
 from .stage_report import report_stage
 from .stage_teacher import CHECKPOINT, teacher_checkpoint, teacher_record, teacher_stage
-from .store import Folder, Store
+from .stage_teacher_language import language_teacher_stage
+from .store import Folder, Stage, Store
 from .world import join_world
 
 RUNS = Path("runs")
@@ -106,6 +111,23 @@ def run_recipe(
     return RunResult(content if world.main else None, folder, seconds, finished)
 
 
+def _teacher_stage(recipe: Recipe, data: Folder) -> Stage:
+    """The teacher as it is, or trained on the task first."""
+    if recipe.teacher.finetune is None:
+        return teacher_stage(recipe, data)
+    return (language_teacher_stage if generates(recipe) else finetune_stage)(recipe, data)
+
+
+def _capture_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stage:
+    """What the teacher says, of each row or of each token."""
+    if not generates(recipe):
+        layers = sorted(set(hidden_layers(recipe, teacher_checkpoint(teacher.path)).values()))
+        return capture_stage(recipe, data, teacher, layers)
+    if recipe.teacher.kind == "checkpoint":
+        return capture_tokens_stage(recipe, data, teacher)
+    return capture_answers_stage(recipe, data, teacher)
+
+
 class _Run:
     """The stages of one recipe, made in order."""
 
@@ -123,10 +145,8 @@ class _Run:
         """Makes every stage; the last is the report."""
         recipe, ensure = self.recipe, self.store.ensure
         data = ensure(data_stage(recipe))
-        tuned = recipe.teacher.finetune is not None
-        teacher = ensure((finetune_stage if tuned else teacher_stage)(recipe, data))
-        layers = sorted(set(hidden_layers(recipe, teacher_checkpoint(teacher.path)).values()))
-        captured = ensure(capture_stage(recipe, data, teacher, layers))
+        teacher = ensure(_teacher_stage(recipe, data))
+        captured = ensure(_capture_stage(recipe, data, teacher))
         source = None
         if recipe.budget is not None:
             found = search(recipe, self.store, data, teacher, captured)
@@ -137,11 +157,12 @@ class _Run:
         made |= {"data": data, "teacher": teacher, "capture": captured, **cuts}
         pruned = cuts["prune"]
         contenders = [self._teacher(teacher)]
+        distilled = distill_tokens_stage if generates(recipe) else distill_stage
         if recipe.distill is None:
             self.students = [(recipe.seed, pruned)]
         else:
             for seed in range(recipe.seed, recipe.seed + recipe.seeds):
-                stage = distill_stage(recipe, data, teacher, captured, pruned, seed=seed)
+                stage = distilled(recipe, data, teacher, captured, pruned, seed=seed)
                 self.students.append((seed, ensure(stage)))
                 made["distill" if seed == recipe.seed else f"distill-{seed}"] = self.students[-1][1]
         for seed, folder in self.students:
@@ -149,7 +170,7 @@ class _Run:
         if recipe.distill is not None:
             contenders.append(self._model("pruned", pruned))
         if "labels" in recipe.evaluate.baselines:
-            stage = distill_stage(
+            stage = distilled(
                 recipe, data, teacher, captured, pruned, seed=recipe.seed, labels_only=True
             )
             made["distill-labels"] = ensure(stage)

@@ -18,7 +18,8 @@ from ..eval.models import Row, TextModel, load_model
 from ..eval.tasks import get_task
 from ..prune import compose, mask_model, pattern_of, prune_model
 from ..prune.calibration import sample_rows
-from .schema import Prune, Recipe
+from .language_data import calibration_stream, vocabulary_texts
+from .schema import Generation, Prune, Recipe
 from .stage_teacher import CHECKPOINT, identity, model_options, teacher_checkpoint
 from .store import Context, Folder, Stage
 from .task_rows import streams, training_streams
@@ -66,6 +67,9 @@ def prune_stage(
         "symmetric": recipe.symmetric,
         "options": model_options(recipe.student or recipe.teacher),
     }
+    generation = recipe.generation or Generation()
+    if task.signal == "token_distribution":
+        settings["generation"] = generation.model_dump()
     if recipe.student:
         settings["student"] = identity(origin)
 
@@ -74,18 +78,23 @@ def prune_stage(
         torch.manual_seed(recipe.seed)
         labels = rows.labels if recipe.student and source is None else None
         model = load_model(origin, task, labels=labels, **settings["options"])
-        found = streams(rows, task)
-        chosen = training_streams(found, task, settings["texts"])
+        if task.signal == "token_distribution":
+            every = vocabulary_texts(rows, model, generation)
+            chosen = [calibration_stream(rows, model, generation)]
+        else:
+            found = streams(rows, task)
+            chosen, every = training_streams(found, task, settings["texts"]), _every(found)
         facts: dict[str, Any] = {"index_map": None, "parameters": _parameters(model)}
         if prune is not None and (prune.sizes or prune.vocabulary):
-            model, facts = _cut(model, recipe, prune, chosen, found)
+            model, facts = _cut(model, recipe, prune, chosen, every)
         if earlier is not None:
             facts = _after(prune_report(earlier.path), facts)
         if prune is not None and prune.mask is not None:
             model, facts["mask"] = _mask(model, recipe, prune, chosen)
-        outputs = TeacherOutputs(context.inputs["capture"])
-        if task.signal == "embedding" and model.width != outputs.width:
-            model.dense = fit_dense(model, chosen, outputs, settings["precision"])
+        if task.signal == "embedding":
+            outputs = TeacherOutputs(context.inputs["capture"])
+            if model.width != outputs.width:
+                model.dense = fit_dense(model, chosen, outputs, settings["precision"])
         save_model(model, context.out / CHECKPOINT)
         text = json.dumps(facts, indent=1, ensure_ascii=False)
         (context.out / REPORT).write_text(text, encoding="utf-8")
@@ -124,7 +133,7 @@ def _cut(
     recipe: Recipe,
     prune: Prune,
     chosen: list[Stream],
-    found: dict[str, Stream],
+    every: Iterator[str],
 ) -> tuple[TextModel, dict[str, Any]]:
     texts, pairs, roles = _columns(chosen, prune, recipe.seed)
     pruned = prune_model(
@@ -134,7 +143,7 @@ def _cut(
         pairs=pairs,
         **prune.sizes,
         vocabulary=prune.vocabulary,
-        vocabulary_texts=_every(found),
+        vocabulary_texts=every,
         importance=prune.importance,
         loss=importance_loss() if prune.importance else None,
         compensate=prune.compensate,
@@ -173,14 +182,14 @@ def _columns(
 def importance_loss() -> Any:
     """A loss without labels whose gradient says what the model's answers hang on.
 
-    For classes, cross-entropy with the model's own choice. For embeddings, their product with
+    For classes and tokens, cross-entropy with the model's own choice. For embeddings, their product with
     random directions: the squared gradient is then the Fisher information of a squared error.
     """
     draw = torch.Generator().manual_seed(0)
 
     def loss(model: TextModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         values = model(**batch).values.float()
-        if model.signal == "class_logits":
+        if model.signal != "embedding":
             found = torch.nn.functional.cross_entropy(values, values.detach().argmax(-1))
         else:
             directions = torch.randn(values.shape, generator=draw).to(values.device)

@@ -1,0 +1,82 @@
+"""Stage ``capture`` of a generation task: what the teacher says of each token, on disk, once."""
+
+from __future__ import annotations
+
+import torch
+
+from ..eval.checkpoints import sha256
+from ..eval.data import Data
+from ..eval.models import load_model
+from ..eval.tasks import get_task
+from .generation_rules import encoding_spec
+from .language_data import dialogues_of, examples_of, recorded_streams
+from .schema import Generation, Recipe
+from .stage_teacher import model_options, teacher_checkpoint
+from .store import Context, Folder, Stage
+
+STREAMS = ("train", "validation")
+
+
+def capture_tokens_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stage:
+    """Records the teacher's token distributions over the training and validation rows.
+
+    Args:
+        recipe: For the encoding, and whose completions are recorded.
+        data: The rows.
+        teacher: Whom to ask.
+    """
+    task, generation = get_task(recipe.task), recipe.generation or Generation()
+    checkpoint = teacher_checkpoint(teacher.path)
+    assert checkpoint is not None
+    settings = {
+        **recipe.capture.model_dump(),
+        "task": task.name,
+        "generation": generation.model_dump(),
+        "seed": recipe.seed,
+        "options": model_options(recipe.teacher),
+    }
+
+    def work(context: Context) -> None:
+        from ..distill.token_capture import Writing, capture_tokens
+
+        rows = Data.open(context.inputs["data"])
+        model = load_model(checkpoint, task, **model_options(recipe.teacher))
+        if torch.cuda.is_available():
+            model.to(f"cuda:{context.world.rank % torch.cuda.device_count()}")
+        writes = recipe.capture.over == "generations"
+        scratch = context.out / f"tokens-{context.world.rank}"
+        dialogues = dialogues_of(model, rows, generation)
+        examples = examples_of(dialogues, rows, STREAMS, scratch, prompts=writes)
+        outputs = capture_tokens(
+            model,
+            examples,
+            recorded_streams(rows),
+            context.out,
+            identity={
+                "teacher": teacher.fingerprint,
+                "data": rows.info["fingerprint"],
+                "tokenizer": sha256(checkpoint / "tokenizer.json"),
+                "generation": generation.model_dump(mode="json"),
+                "over": recipe.capture.over,
+            },
+            encoding=encoding_spec(recipe.capture),
+            writing=Writing(generation.max_new_tokens, generation.settings, recipe.seed)
+            if writes
+            else None,
+            precision=recipe.capture.precision,
+            batch_tokens=recipe.capture.batch_tokens,
+            shard_rows=recipe.capture.shard_rows,
+            rank=context.world.rank,
+            world_size=context.world.size,
+            barrier=context.world.barrier,
+            progress=context.bar.update,
+        )
+        for file in scratch.glob("*"):
+            file.unlink()
+        scratch.rmdir()
+        if outputs is not None:
+            kept = ("items", "bytes_per_token", "divergence", "truncated")
+            context.facts.update({k: outputs.manifest.get(k) for k in kept})
+
+    inputs = {"data": data, "teacher": teacher}
+    return Stage("capture", "stage_capture_tokens", settings, inputs, work, shared=True)

@@ -1,0 +1,212 @@
+"""Stage ``distill`` of a generation task: the student trained on recorded token distributions."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..eval.data import Data
+from ..eval.dialogues import Example
+from ..eval.errors import RecipeError, RunError
+from ..eval.models import TextModel, load_model, load_tokenizer
+from ..eval.tasks import get_task
+from ..prune.masks import Zeros
+from .language_data import dialogues_of, examples_of
+from .language_training import AnswersValidation, metric_names, train_and_save
+from .schema import Distill, Generation, Lora, Recipe
+from .stage_prune import prune_report
+from .stage_teacher import CHECKPOINT, model_options, teacher_checkpoint
+from .store import Context, Folder, Stage
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from peft import LoraModel
+
+    from ..distill.examples import Examples
+    from ..distill.token_outputs import TokenOutputs
+
+
+def distill_tokens_stage(
+    recipe: Recipe,
+    data: Folder,
+    teacher: Folder,
+    captured: Folder,
+    pruned: Folder,
+    *,
+    seed: int,
+    labels_only: bool = False,
+) -> Stage:
+    """Trains one student.
+
+    Args:
+        recipe: With a ``distill`` section.
+        data: Training and validation rows.
+        teacher: Asked itself where the student writes (``on_policy``).
+        captured: What it said.
+        pruned: The student to train.
+        seed: Of the order of rows and of dropout.
+        labels_only: Train on the data's completions, without the teacher: the baseline.
+    """
+    settings, task = recipe.distill, get_task(recipe.task)
+    generation = recipe.generation or Generation()
+    assert settings is not None
+    losses: dict[str, Any] = {n: loss.model_dump() for n, loss in settings.losses.items()}
+    if labels_only:
+        losses = {"cross_entropy": 1.0}
+    metric = recipe.target.metric or task.default_metric
+    said = {
+        **settings.model_dump(),
+        "losses": losses,
+        "on_policy": 0.0 if labels_only else settings.on_policy,
+        "seed": seed,
+        "metric": metric,
+        "task": task.name,
+        "generation": generation.model_dump(),
+        "masked": recipe.prune is not None and recipe.prune.mask is not None,
+        "options": model_options(recipe.student or recipe.teacher),
+    }
+
+    def work(context: Context) -> None:
+        from ..distill.chunked import TokenTerm
+        from ..distill.language import OnPolicy, token_terms
+        from ..distill.language_rows import LanguageRows
+        from ..distill.token_outputs import TokenOutputs
+
+        rows = Data.open(context.inputs["data"])
+        outputs = TokenOutputs(
+            context.inputs["capture"],
+            {"teacher": teacher.fingerprint, "data": rows.info["fingerprint"]},
+        )
+        terms = token_terms(losses)
+        options = {**model_options(recipe.student or recipe.teacher)}
+        student = load_model(context.inputs["prune"] / CHECKPOINT, task, **options)
+        asked = any(not term.needs_labels for term in terms)
+        checkpoint = teacher_checkpoint(teacher.path)
+        renumbered = kept_ids(context.inputs["prune"], outputs)
+        shared = None
+        if asked and renumbered is None and checkpoint is not None:
+            shared = shared_ids(student, checkpoint, [term.name for term in terms])
+        folder = context.out / "training" / f"tokens-{context.world.rank}"
+        dialogues = dialogues_of(student, rows, generation, settings.max_length)
+        if labels_only or outputs.manifest.get("over") != "generations":
+            examples = examples_of(dialogues, rows, ["train"], folder)
+        else:
+            examples = _written(outputs, renumbered, dialogues.max_length, folder)
+        live = None
+        if said["on_policy"]:
+            if renumbered is not None:
+                raise RecipeError(
+                    "distill.on_policy: the teacher scores what the student writes, token by "
+                    "token, and prune.vocabulary gives the student other ids; leave one out."
+                )
+            assert checkpoint is not None
+            live = load_model(checkpoint, task, **model_options(recipe.teacher))
+        adapters = with_adapters(student, settings.lora) if settings.lora else None
+        zeros = Zeros.of(student) if said["masked"] else None
+        policy = None
+        if live is not None:
+            eos = int(student.tokenizer.eos_token_id)
+            policy = OnPolicy(settings.on_policy, generation.max_new_tokens, eos)
+        train_and_save(
+            context,
+            student,
+            LanguageRows(
+                examples,
+                int(student.tokenizer.pad_token_id or 0),
+                items=outputs.rows("train") if asked else None,
+                outputs=outputs if asked else None,
+                renumbered=renumbered,
+            ),
+            terms,
+            settings,
+            AnswersValidation(
+                rows,
+                generation,
+                metric_names(recipe.evaluate.metrics, metric),
+                settings.precision,
+            ),
+            seed=seed,
+            metric=metric,
+            where="distill",
+            teacher=live,
+            shared=shared,
+            on_policy=policy,
+            adapters=adapters,
+            after_step=partial(zeros.keep, student) if zeros else None,
+        )
+
+    name = "distill-labels" if labels_only else "distill"
+    inputs = {"data": data, "capture": captured, "prune": pruned}
+    return Stage(name, "stage_distill_tokens", said, inputs, work, shared=True)
+
+
+def kept_ids(pruned: Path, outputs: TokenOutputs) -> NDArray[np.int64] | None:
+    """The student's id of each of the teacher's, −1 where a cut took it; None without a cut."""
+    kept = (prune_report(pruned).get("index_map") or {}).get("vocabulary")
+    if kept is None:
+        return None
+    size = max(int(outputs.manifest["vocabulary"] or 0), max(kept) + 1)
+    found = np.full(size, -1, dtype=np.int64)
+    found[np.asarray(kept)] = np.arange(len(kept))
+    return found
+
+
+def shared_ids(student: TextModel, teacher: Path, losses: list[str]) -> int | None:
+    """How many ids, from 0, student and teacher share.
+
+    Raises:
+        RecipeError: If their tokenizers differ and a loss compares token with token.
+    """
+    from ..distill.alignment import check_losses, match_vocabularies
+
+    match = match_vocabularies(student.tokenizer, load_tokenizer(teacher))
+    check_losses(losses, match)
+    return match.shared
+
+
+def _written(
+    outputs: TokenOutputs, renumbered: NDArray[np.int64] | None, longest: int, folder: Path
+) -> Examples:
+    """What the teacher wrote, as tokens on disk."""
+    from ..distill.examples import Examples
+
+    def every() -> Any:
+        for row, item in enumerate(outputs.rows("train").tolist()):
+            (record,) = outputs.get([item])
+            if len(record.ids) > longest:
+                raise RunError(
+                    f"Training row {row}: the teacher's completion ends behind {len(record.ids)} "
+                    f"tokens and the student's maximum length is {longest}; lower "
+                    "generation.max_new_tokens, or raise distill.max_length."
+                )
+            ids = np.asarray(record.ids)
+            mask = np.zeros(len(ids), dtype=int)
+            mask[record.positions] = 1
+            ids = ids if renumbered is None else renumbered[ids]
+            yield Example(ids.tolist(), mask.tolist(), False)
+
+    return Examples(every(), folder)
+
+
+def with_adapters(model: TextModel, settings: Lora) -> LoraModel:
+    """Puts low-rank adapters (arXiv 2106.09685) into a model; they alone are trained.
+
+    Returns:
+        What merges them again.
+    """
+    from peft import LoraConfig, LoraModel, TaskType
+
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.target_modules,
+    )
+    try:
+        return LoraModel(model.backbone, config, "default")
+    except ValueError as error:
+        raise RecipeError(f"distill.lora: {error}") from error

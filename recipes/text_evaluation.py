@@ -1,0 +1,224 @@
+"""How answers in text are scored, costed and timed on the test rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..eval.cost import artefact_bytes, artefact_parameters
+from ..eval.data import Data
+from ..eval.errors import RunError
+from ..eval.generating import Generated, generate
+from ..eval.generation_cost import answer_flops, cache_bytes
+from ..eval.metrics import Scores, score_texts
+from ..eval.models import TextModel, load_model
+from ..eval.tasks import Task, get_task
+from ..eval.timing import Engine, Worker, measure
+from .contenders import Contender
+from .language_data import dialogues_of
+from .language_training import metric_names
+from .schema import Generation, Recipe
+from .stage_teacher import model_options
+from .store import Context
+
+SHOWN = 20
+TEXT_CHARACTERS = 600
+CACHE_BYTES = 4  # of a number in float32, in which costs are told
+
+
+@dataclass
+class TextRows:
+    """The test rows of a generation task, opened by the evaluation alone.
+
+    Attributes:
+        task: Says how a model is loaded.
+        data: Holds the rows.
+        options: What the recipe says about loading the teacher.
+        settings: How prompts are written and answers made.
+        metrics: Names of the metrics.
+        prompts: By contender, each row's prompt in its tokens.
+        answers: By contender, what it wrote.
+    """
+
+    task: Task
+    data: Data
+    options: dict[str, Any]
+    settings: Generation
+    metrics: list[str]
+    prompts: dict[str, list[list[int]]] = field(default_factory=dict)
+    answers: dict[str, list[Generated]] = field(default_factory=dict)
+
+    def load(self, contender: Contender) -> TextModel:
+        """Loads a checkpoint; the teacher with the recipe's options."""
+        options = self.options if contender.side == "teacher" else {}
+        return load_model(contender.path, self.task, **options)
+
+    def written(self, model: TextModel) -> list[list[int]]:
+        """Each row's prompt as a model's tokens."""
+        dialogues = dialogues_of(model, self.data, self.settings)
+        rows = self.data.split("test")["prompt"]
+        return [dialogues.prompt_ids(prompt, number) for number, prompt in enumerate(rows)]
+
+
+def open_rows(recipe: Recipe, data: Path) -> TextRows:
+    """The test rows of a generation task."""
+    metrics = metric_names(recipe.evaluate.metrics, recipe.target.metric)
+    settings = recipe.generation or Generation()
+    return TextRows(
+        get_task(recipe.task), Data.open(data), model_options(recipe.teacher), settings, metrics
+    )
+
+
+def score(
+    rows: TextRows, contenders: Sequence[Contender], context: Context
+) -> dict[str, Scores]:
+    """Lets every contender answer the test rows, and scores what it wrote."""
+    references = rows.data.split("test")["completion"][:]
+    found: dict[str, Scores] = {}
+    for number, contender in enumerate(contenders):
+        if contender.recorded:
+            texts = recorded_answers(contender.path, rows)
+        else:
+            model = rows.load(contender)
+            prompts = rows.written(model)
+            done = 0
+
+            def report(count: int, name: str = contender.name, number: int = number) -> None:
+                nonlocal done
+                done += count
+                total = len(contenders) * len(references)
+                context.bar.update(number * len(references) + done, total, name)
+
+            answers = generate(
+                model,
+                prompts,
+                max_new_tokens=rows.settings.max_new_tokens,
+                settings=rows.settings.settings,
+                progress=report,
+            )
+            rows.prompts[contender.name], rows.answers[contender.name] = prompts, answers
+            texts = [answer.text for answer in answers]
+        found[contender.name] = score_texts(texts, references, rows.metrics)
+    return found
+
+
+def recorded_answers(path: Path, rows: TextRows) -> list[str]:
+    """What a recorded teacher answered to the test prompts.
+
+    Raises:
+        RunError: If a prompt has no answer on file.
+    """
+    from ..distill.recorded_texts import read_answers
+
+    answers = read_answers(path, "teacher.files.test")
+    found = []
+    for number, prompt in enumerate(rows.data.split("test")["prompt"]):
+        if prompt not in answers:
+            raise RunError(f"{path.name}: no recorded answer for test row {number}.")
+        found.append(answers[prompt].text)
+    return found
+
+
+def slices(rows: TextRows, scores: dict[str, Scores], metric: str) -> dict[str, Any]:
+    """The target's metric of each contender on each named slice of the test rows."""
+    names = np.asarray(rows.data.split("test")["slice"][:])
+    found: dict[str, Any] = {}
+    for name in sorted(set(names.tolist()) - {""}):
+        part = names == name
+        found[str(name)] = {
+            "rows": int(part.sum()),
+            **{
+                contender: score_of(score, metric, part) for contender, score in scores.items()
+            },
+        }
+    return found
+
+
+def score_of(score: Scores, metric: str, part: Any) -> float:
+    """A metric over some of the rows."""
+    from ..eval.metrics import METRICS
+
+    statistics = score.statistics[metric][part]
+    return float(METRICS[metric].value(statistics))
+
+
+def costs(rows: TextRows, contenders: Sequence[Contender]) -> dict[str, Any]:
+    """Parameters and bytes of each checkpoint, and FLOPs of its answers to the test rows."""
+    found: dict[str, Any] = {}
+    for contender in contenders:
+        if contender.name not in rows.answers:
+            continue
+        model = rows.load(contender)
+        asked = np.asarray([len(ids) for ids in rows.prompts[contender.name]])
+        # The token that ends an answer is computed like any other.
+        wrote = np.asarray([len(a.ids) + a.finished for a in rows.answers[contender.name]])
+        prefill, decode = answer_flops(model.config, asked, wrote)
+        found[contender.name] = {
+            "bytes": artefact_bytes(contender.path),
+            "parameters": artefact_parameters(contender.path),
+            "flops_per_example": float((prefill + decode).mean()),
+            "tokens_per_example": float(asked.mean()),
+            "answer": {
+                "prefill_flops": float(prefill.mean()),
+                "decode_flops": float(decode.mean()),
+                "new_tokens": float(wrote.mean()),
+                "unfinished": sum(not a.finished for a in rows.answers[contender.name]),
+                "kv_cache_bytes": float(
+                    np.mean(cache_bytes(model.config, asked + wrote, CACHE_BYTES))
+                ),
+            },
+        }
+    return found
+
+
+def tokens(rows: TextRows, contenders: Sequence[Contender]) -> dict[str, Any] | None:
+    """How the student cuts the test prompts into tokens, beside the teacher."""
+    from ..prune.vocabulary import tokenization_change
+
+    teacher = contenders[0]
+    student = next(c for c in contenders if c.side == "student")
+    if teacher.recorded:
+        return None
+    before, after = rows.load(teacher).tokenizer, rows.load(student).tokenizer
+    test = rows.data.split("test")
+    return dict(tokenization_change(before, after, [*test["prompt"], *test["completion"]]))
+
+
+def differing(
+    rows: TextRows, scores: dict[str, Scores], contenders: Sequence[Contender]
+) -> list[dict[str, Any]]:
+    """Rows that teacher and student answer differently, spread evenly over the test set."""
+    student = next(c for c in contenders if c.side == "student").name
+    if "teacher" not in rows.answers or student not in rows.answers:
+        return []
+    where = np.flatnonzero(scores["teacher"].decisions != scores[student].decisions)
+    if not len(where):
+        return []
+    chosen = where[np.unique(np.linspace(0, len(where) - 1, SHOWN).astype(int))]
+    test, metric = rows.data.split("test"), rows.metrics[0]
+    shown = []
+    for i in map(int, chosen):
+        row, said = test[i], {}
+        for side, name in (("teacher", "teacher"), ("student", student)):
+            said[side] = rows.answers[name][i].text[:TEXT_CHARACTERS]
+            said[f"{side}_right"] = bool(scores[name].statistics[metric][i, 0] == 1)
+        text, expected = str(row["prompt"]), str(row["completion"])
+        shown.append(
+            {"text": text[:TEXT_CHARACTERS], "expected": expected[:TEXT_CHARACTERS], **said}
+        )
+    return shown
+
+
+def timings(
+    recipe: Recipe,
+    rows: TextRows,
+    timed: Sequence[Contender],
+    smoke: bool,
+    spare: Worker | None,
+) -> list[dict[str, Any]]:
+    """Times some contenders side by side, from text to text."""
+    raise NotImplementedError
