@@ -167,11 +167,19 @@ def _budget(settings: EndpointSettings) -> Budget:
 
 def _run(recording: _Recording, requests: Iterable[Request]) -> None:
     """Runs the event loop; in a thread of its own where one is running already (a notebook)."""
-    if asyncio._get_running_loop() is None:
+    if not _loop_runs():
         asyncio.run(recording.run(requests))
         return
     with ThreadPoolExecutor(1) as pool:
         pool.submit(asyncio.run, recording.run(requests)).result()
+
+
+def _loop_runs() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 class _Recording:

@@ -109,8 +109,7 @@ class TokenTable:
         """The id of a token as a server spells it; None where there is none, or not one alone."""
         if named := _TOKEN_ID.fullmatch(entry.text):
             return int(named[1]) if int(named[1]) < self.size else None
-        text = entry.text.encode("utf-8", "surrogatepass")
-        spelling = text if entry.raw is None else entry.raw
+        spelling = _spelled(entry)
         if _NO_TEXT in spelling or not spelling:
             return None
         if spelling in self._ids:
@@ -121,6 +120,15 @@ class TokenTable:
         if self.kind == "wordpiece":  # the space before a word is not in its piece
             return self._ids.get(spelling.removeprefix(b" "))
         return None
+
+    def unclear(self, entry: Entry) -> bool:
+        """Whether a token is one of several that the server spells the same."""
+        spelling = _spelled(entry)
+        return _NO_TEXT in spelling or (spelling in self._ids and self._ids[spelling] is None)
+
+
+def _spelled(entry: Entry) -> bytes:
+    return entry.text.encode("utf-8", "surrogatepass") if entry.raw is None else entry.raw
 
 
 _ALPHABET = _byte_alphabet()
@@ -228,6 +236,9 @@ class LogprobMapper:
         ids = [self.table.id_of(token[0]) for token in tokens]
         if None not in ids:
             return [i for i in ids if i is not None]
+        unknown = [token[0] for i, token in zip(ids, tokens, strict=True) if i is None]
+        if not all(self.table.unclear(entry) for entry in unknown):
+            return None
         own: list[int] = self.tokenizer.encode(answer.text, add_special_tokens=False)
         end = ids[len(own) :]
         if len(own) > len(ids) or any(i not in self.table.special for i in end):
