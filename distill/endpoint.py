@@ -383,7 +383,7 @@ class _Recording:
             return status_failure(
                 response.status_code,
                 response.headers,
-                body,
+                self._plain(body),
                 url=url,
                 key_env=self.settings.key_env,
                 asks_logprobs=bool(self.settings.top_logprobs),
@@ -391,12 +391,19 @@ class _Recording:
         try:
             answer = parse_answer(request.key, body)
         except WrongShape as error:
-            said = server_message(body) if '"error"' in body else ""
+            said = server_message(self._plain(body)) if '"error"' in body else ""
             return Failure(f"{error}{': ' + said if said else ''}", shape=True, **again)
         return self._without_logprobs(answer) or answer
 
     def _redact(self, text: str) -> str:
         return self.key.redact(text) if self.key else text
+
+    def _plain(self, body: str) -> str:
+        """A body in JSON's plainest spelling: a server's own escapes must not hide the key."""
+        try:
+            return self._redact(json.dumps(json.loads(body), ensure_ascii=False))
+        except ValueError:
+            return body
 
     def _without_logprobs(self, answer: Answer) -> Failure | None:
         """The failure of an answer that lacks the log-probabilities asked for."""

@@ -463,6 +463,20 @@ def test_a_refused_request_is_not_tried_again(status: int, said: str, tmp_path: 
 # --- the key
 
 
+@pytest.mark.parametrize("status", [200, 400])
+def test_escapes_do_not_carry_the_key_into_an_error(
+    status: int, tmp_path: Path, secret: str
+) -> None:
+    escaped = "".join(f"\\u{ord(c):04x}" for c in secret)
+    reply = Reply(status, body=f'{{"error": {{"message": "{"x" * 290} {escaped}"}}}}')
+    with serving(lambda number, body: reply) as server:
+        once = settings(server, key_env="TEACHER_KEY", retries=0)
+        with pytest.raises(RunError, match="xxx") as raised:
+            record_answers(rows(1), once, tmp_path)
+    assert not [spelling for spelling in spellings() if spelling in str(raised.value)]
+    assert "***" in str(raised.value)
+
+
 @pytest.fixture
 def secret(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("TEACHER_KEY", SECRET)
