@@ -7,37 +7,21 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
 
 from ..eval.errors import RecipeError, RunError
 from .answer_log import SUMMARY, AnswerLog, prompt_digest
-from .chat_answers import Answer, WrongShape, parse_answer
+from .chat_answers import Answer
+from .chat_client import ChatClient, Request
 from .endpoint_settings import EndpointSettings, Key
-from .retries import Failure, backoff_s, server_message, status_failure
+from .retries import Failure, backoff_s
 from .spending import Budget, Ledger, most_prompt_tokens
-
-if TYPE_CHECKING:
-    import openai
 
 # a server that answers in another shape so often is of another kind
 SHAPE_RETRIES = 3
-
-
-@dataclass(frozen=True)
-class Request:
-    """One row to ask for.
-
-    Attributes:
-        key: Names the row; distinct.
-        messages: The chat so far, ``{"role": …, "content": …}`` each.
-    """
-
-    key: str
-    messages: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -206,7 +190,7 @@ class _Recording:
         """Asks for every row that is missing, until done, spent or failed."""
         self.changed, self.syncing = asyncio.Condition(), asyncio.Lock()
         todo = self._missing(requests)
-        async with self._client() as client:
+        async with ChatClient(self.settings, self.key) as client:
             workers = range(self.settings.concurrency)
             await asyncio.gather(*(self._work(client, todo) for _ in workers))
         if self.failed is not None:
@@ -245,24 +229,7 @@ class _Recording:
                 self.earlier += 1
                 self.recorded += 1
 
-    def _client(self) -> openai.AsyncOpenAI:
-        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
-
-        client = AsyncOpenAI(
-            api_key=self.key.reveal() if self.key else "none-needed",
-            base_url=self.settings.base_url,
-            max_retries=0,  # its own retries would be in no ledger
-            timeout=self.settings.timeout_s,
-            # a redirect could carry the key to another host
-            http_client=DefaultAsyncHttpxClient(
-                follow_redirects=False, timeout=self.settings.timeout_s
-            ),
-        )
-        # taken from the environment otherwise, and of no concern to another server
-        client.organization = client.project = None
-        return client
-
-    async def _work(self, client: openai.AsyncOpenAI, todo: Iterator[Request]) -> None:
+    async def _work(self, client: ChatClient, todo: Iterator[Request]) -> None:
         while self.failed is None and self.spent is None:
             try:
                 request = next(todo, None)
@@ -274,7 +241,7 @@ class _Recording:
                 async with self.changed:
                     self.changed.notify_all()
 
-    async def _ask(self, client: openai.AsyncOpenAI, request: Request) -> None:
+    async def _ask(self, client: ChatClient, request: Request) -> None:
         """Has one row answered and recorded, with retries."""
         shapes = attempt = 0
         while True:
@@ -323,9 +290,7 @@ class _Recording:
         while (left := when() - time.monotonic()) > 0 and self.failed is None:
             await asyncio.sleep(min(left, 0.5))
 
-    async def _attempt(
-        self, client: openai.AsyncOpenAI, request: Request
-    ) -> Answer | Failure | None:
+    async def _attempt(self, client: ChatClient, request: Request) -> Answer | Failure | None:
         """One request; None where the budget, or a failure elsewhere, does not let it go out."""
         most = (most_prompt_tokens(request.messages), self.settings.longest_answer or 0)
         await self._sleep_until(lambda: self.not_before)
@@ -342,7 +307,7 @@ class _Recording:
             number = self.ledger.reserve(*most)
         result: Answer | Failure | None = None
         try:
-            result = await self._send(client, request)
+            result = await client.send(request)
         finally:
             used: tuple[int | None, int | None] = (None, None)
             if isinstance(result, Answer) or (result is not None and result.billed):
@@ -353,75 +318,6 @@ class _Recording:
             async with self.changed:
                 self.changed.notify_all()
         return result
-
-    async def _send(self, client: openai.AsyncOpenAI, request: Request) -> Answer | Failure:
-        """Sends a request. Errors come back as values: none is raised that holds the key."""
-        import openai
-
-        url, again = self.settings.base_url, {"again": True, "billed": True}
-        try:
-            async with asyncio.timeout(self.settings.timeout_s):
-                reply = await client.chat.completions.with_raw_response.create(
-                    model=self.settings.model,
-                    messages=cast(Any, list(request.messages)),
-                    extra_body=self.settings.body(),
-                )
-            response = reply.http_response
-        except openai.APIStatusError as error:
-            response = error.response
-        except (openai.APITimeoutError, TimeoutError):
-            return Failure(f"{url} gave no answer in {self.settings.timeout_s:g} s", **again)
-        except openai.APIConnectionError as error:
-            why = self._redact(str(error.__cause__ or error)) or "the connection was closed"
-            return Failure(f"{url} cannot be reached, or broke off ({why})", **again)
-        except openai.OpenAIError as error:
-            return Failure(f"{url}: {self._redact(str(error))}", again=False)
-        except UnicodeEncodeError:
-            return Failure("its messages hold half a surrogate pair, which is no text", again=False)
-        body = self._redact(response.text)
-        if not 200 <= response.status_code < 300:
-            return status_failure(
-                response.status_code,
-                response.headers,
-                self._plain(body),
-                url=url,
-                key_env=self.settings.key_env,
-                asks_logprobs=bool(self.settings.top_logprobs),
-            )
-        try:
-            answer = parse_answer(request.key, body)
-        except WrongShape as error:
-            said = server_message(self._plain(body)) if '"error"' in body else ""
-            return Failure(f"{error}{': ' + said if said else ''}", shape=True, **again)
-        return self._without_logprobs(answer) or answer
-
-    def _redact(self, text: str) -> str:
-        return self.key.redact(text) if self.key else text
-
-    def _plain(self, body: str) -> str:
-        """A body in JSON's plainest spelling: a server's own escapes must not hide the key."""
-        try:
-            return self._redact(json.dumps(json.loads(body), ensure_ascii=False))
-        except ValueError:
-            return body
-
-    def _without_logprobs(self, answer: Answer) -> Failure | None:
-        """The failure of an answer that lacks the log-probabilities asked for."""
-        if not self.settings.top_logprobs or not answer.text:
-            return None
-        if answer.tokens and any(len(token) > 1 for token in answer.tokens):
-            return None
-        given = "those of the chosen tokens alone" if answer.tokens else "none"
-        return Failure(
-            f"{self.settings.base_url} was asked for the {self.settings.top_logprobs} largest "
-            f"log-probabilities of each token and gave {given}. Choose a server that gives them "
-            "(vLLM, OpenAI), or set teacher.top_logprobs: 0 to record texts alone, for a loss that "
-            "needs no more.",
-            again=False,
-            billed=True,
-            prompt_tokens=answer.prompt_tokens,
-            completion_tokens=answer.completion_tokens,
-        )
 
     async def _record(self, answer: Answer, request: Request) -> None:
         """Writes an answer; returns when it is on the disk. One sync serves all that wait."""
