@@ -76,18 +76,30 @@ class AppendOnly:
             RunError: If the system does not take it (a full disk, …).
         """
         left = memoryview(line.encode("utf-8") + b"\n")
+        whole = os.fstat(self._file).st_size
         try:
             while left:
                 left = left[os.write(self._file, left) :]
         except OSError as error:
-            raise RunError(
-                f"'{self.path}' cannot be written ({error.strerror}). What was recorded is kept; "
-                "make room and run the same command again."
-            ) from error
+            os.ftruncate(self._file, whole)  # the next line must not continue half of this one
+            raise self._unwritable(error) from error
 
     def sync(self) -> None:
-        """Waits until all that was added is on the disk."""
-        os.fsync(self._file)
+        """Waits until all that was added is on the disk.
+
+        Raises:
+            RunError: If the system cannot bring it there.
+        """
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> RunError:
+        return RunError(
+            f"'{self.path}' cannot be written ({error.strerror}). What was recorded is kept; "
+            "make room and run the same command again."
+        )
 
     def close(self) -> None:
         """Closes the file."""

@@ -47,6 +47,7 @@ print(record_answers(requests, settings, Path(folder), lambda done: print(done))
 """
 
 
+@pytest.mark.slow
 def test_2000_rows_killed_three_times_are_each_recorded_once(tmp_path: Path, secret: str) -> None:
     total, concurrency, kills = 2000, 16, [400, 900, 1500]
     folder = tmp_path / "runs" / "answers"

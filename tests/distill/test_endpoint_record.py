@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -67,6 +69,25 @@ def test_a_torn_last_line_is_dropped_and_nothing_else(torn: int) -> None:
         log.append('{"n": -1}')
         log.close()
         assert [json.loads(line)["n"] for line in path.open()] == [*range(kept), -1]
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = AppendOnly(tmp_path / "log.jsonl")
+    log.append('{"n": 1}')
+    real = os.write
+
+    def full(file: int, data: memoryview) -> int:
+        if len(data) > 5:
+            return real(file, data[:5])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(RunError, match="No space left"):
+        log.append('{"n": 222}')
+    monkeypatch.undo()
+    log.append('{"n": 3}')
+    log.close()
+    assert (tmp_path / "log.jsonl").read_text() == '{"n": 1}\n{"n": 3}\n'
 
 
 def test_a_damaged_line_in_the_middle_is_refused(tmp_path: Path) -> None:
