@@ -138,7 +138,7 @@ def parse_answer(key: str, body: str) -> Answer:
         reasoning if isinstance(reasoning, str) else None,
         _count(usage.get("prompt_tokens")),
         _count(usage.get("completion_tokens")),
-        _tokens(choice.get("logprobs")),
+        parse_tokens(choice.get("logprobs")),
     )
 
 
@@ -153,7 +153,7 @@ def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-def _tokens(logprobs: Any) -> tuple[tuple[Entry, ...], ...] | None:
+def parse_tokens(logprobs: Any) -> tuple[tuple[Entry, ...], ...] | None:
     if not isinstance(logprobs, dict) or logprobs.get("content") is None:
         return None
     if not isinstance(logprobs["content"], list):

@@ -23,12 +23,12 @@ SHORTEST_KEY = 8
 _NOT_EXTRA = {
     "model": "teacher.model",
     "messages": "the data",
-    "temperature": "teacher.temperature",
-    "top_p": "teacher.top_p",
-    "max_tokens": "teacher.max_tokens",
-    "seed": "teacher.seed",
-    "logprobs": "teacher.top_logprobs",
-    "top_logprobs": "teacher.top_logprobs",
+    "temperature": "teacher.endpoint.temperature",
+    "top_p": "teacher.endpoint.top_p",
+    "max_tokens": "teacher.endpoint.max_tokens",
+    "seed": "teacher.endpoint.seed",
+    "logprobs": "teacher.endpoint.top_logprobs",
+    "top_logprobs": "teacher.endpoint.top_logprobs",
     "stream": "nothing: answers are read whole",
     "n": "nothing: one answer a row is recorded",
 }
@@ -125,31 +125,31 @@ class EndpointSettings:
             parts = urlsplit(self.base_url)
             host, _ = parts.hostname, parts.port
         except ValueError:
-            return ["teacher.base_url is no address: expected e.g. http://localhost:8000/v1."]
+            return ["teacher.endpoint.base_url is no address: expected e.g. http://localhost:8000/v1."]
         if "@" in parts.netloc:  # not repeated in the message: it may hold a password
             return [
-                "teacher.base_url holds a user name or password; leave it out and name an "
-                "environment variable with the key in teacher.key_env."
+                "teacher.endpoint.base_url holds a user name or password; leave it out and name an "
+                "environment variable with the key in teacher.endpoint.key_env."
             ]
         if parts.query or parts.fragment:
             return [
-                "teacher.base_url ends in a query ('?…') or fragment ('#…'), where keys hide; give "
-                "the address alone, and a key through teacher.key_env."
+                "teacher.endpoint.base_url ends in a query ('?…') or fragment ('#…'), where keys hide; give "
+                "the address alone, and a key through teacher.endpoint.key_env."
             ]
         if parts.scheme not in ("http", "https") or not host:
             return [
-                f"teacher.base_url is '{self.base_url}': expected http:// or https:// and a host, "
+                f"teacher.endpoint.base_url is '{self.base_url}': expected http:// or https:// and a host, "
                 "e.g. http://localhost:8000/v1."
             ]
         if self.key_env and parts.scheme == "http" and not _loopback(host):
             if not self.allow_plain_http:
                 return [
-                    f"teacher.base_url is plain http to '{host}': the key in {self.key_env} would "
-                    "be readable on the way. Use https, or set teacher.allow_plain_http: true."
+                    f"teacher.endpoint.base_url is plain http to '{host}': the key in {self.key_env} would "
+                    "be readable on the way. Use https, or set teacher.endpoint.allow_plain_http: true."
                 ]
         elif self.allow_plain_http:
             return [
-                "teacher.allow_plain_http has no effect: no key goes over http to another machine. "
+                "teacher.endpoint.allow_plain_http has no effect: no key goes over http to another machine. "
                 "Leave it out."
             ]
         return []
@@ -174,16 +174,16 @@ class EndpointSettings:
                 problems.append(f"teacher.{name} is {value}: expected a number above 0.")
         prices = (self.usd_per_million_input, self.usd_per_million_output)
         if any(p is not None and not (math.isfinite(p) and p >= 0) for p in prices):
-            problems.append("teacher.usd_per_million_input and …_output cannot be below 0.")
+            problems.append("teacher.endpoint.usd_per_million_input and …_output cannot be below 0.")
         if self.budget_usd is not None and None in prices:
             problems.append(
-                "teacher.budget_usd needs the prices: set teacher.usd_per_million_input and "
-                "teacher.usd_per_million_output."
+                "teacher.endpoint.budget_usd needs the prices: set teacher.endpoint.usd_per_million_input and "
+                "teacher.endpoint.usd_per_million_output."
             )
         bounded = self.budget_usd is not None or self.budget_tokens is not None
         if bounded and self.longest_answer is None:
             problems.append(
-                "A budget in tokens or money needs teacher.max_tokens: what the next request may "
+                "A budget in tokens or money needs teacher.endpoint.max_tokens: what the next request may "
                 "cost is not known otherwise."
             )
         return problems
@@ -191,11 +191,11 @@ class EndpointSettings:
     def _body_problems(self) -> list[str]:
         problems = [] if self.model else ["teacher.model is empty: name the server's model."]
         for name in sorted(set(self.extra_body) & set(_NOT_EXTRA)):
-            problems.append(f"teacher.extra_body sets '{name}'; use {_NOT_EXTRA[name]}.")
+            problems.append(f"teacher.endpoint.extra_body sets '{name}'; use {_NOT_EXTRA[name]}.")
         try:
             json.dumps(dict(self.extra_body), allow_nan=False)
         except (TypeError, ValueError):
-            problems.append("teacher.extra_body has a value that JSON cannot hold.")
+            problems.append("teacher.endpoint.extra_body has a value that JSON cannot hold.")
         return problems
 
     @property
@@ -227,15 +227,15 @@ class EndpointSettings:
         value = os.environ.get(name, "").strip()
         if not value:
             raise RecipeError(
-                f"teacher.key_env names the environment variable {name}, which is not set or "
-                f"empty. Set it (export {name}=…), or leave teacher.key_env out for a server that "
+                f"teacher.endpoint.key_env names the environment variable {name}, which is not set or "
+                f"empty. Set it (export {name}=…), or leave teacher.endpoint.key_env out for a server that "
                 "needs no key."
             )
         if len(value) < SHORTEST_KEY or not all("!" <= c <= "~" for c in value):
             raise RecipeError(
-                f"The environment variable {name} (teacher.key_env) holds no key: expected at "
+                f"The environment variable {name} (teacher.endpoint.key_env) holds no key: expected at "
                 f"least {SHORTEST_KEY} printable ASCII characters without spaces. Leave "
-                "teacher.key_env out for a server that needs no key."
+                "teacher.endpoint.key_env out for a server that needs no key."
             )
         key = Key(value, name)
         spelled = json.dumps([self.base_url, name, self.body()], ensure_ascii=False)

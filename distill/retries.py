@@ -116,28 +116,28 @@ def status_failure(
     if 300 <= status < 400:
         return Failure(
             f"{url} answers with a redirect ({status}), which is not followed: it could take the "
-            "key elsewhere. Set teacher.base_url to the address it leads to.",
+            "key elsewhere. Set teacher.endpoint.base_url to the address it leads to.",
             again=False,
         )
     if status in (401, 403):
         which = f"the key in {key_env}" if key_env else "a request without a key"
-        todo = "Check the variable" if key_env else "Name the key's variable in teacher.key_env"
+        todo = "Check the variable" if key_env else "Name the key's variable in teacher.endpoint.key_env"
         return Failure(f"{url} refuses {which} ({told}). {todo}.", again=False)
     if status in (404, 405, *_NEVER_AGAIN) and (page or status != 404):
         return Failure(
             f"{url} is no chat server: POST {url.rstrip('/')}/chat/completions answers {told}. "
-            "teacher.base_url is an OpenAI-compatible server's, and mostly ends in /v1.",
+            "teacher.endpoint.base_url is an OpenAI-compatible server's, and mostly ends in /v1.",
             again=False,
         )
     if status == 404:
         return Failure(
             f"{url} does not find what was asked ({told}). Check teacher.model, and that "
-            "teacher.base_url is what /chat/completions follows (it mostly ends in /v1).",
+            "teacher.endpoint.base_url is what /chat/completions follows (it mostly ends in /v1).",
             again=False,
         )
     if asks_logprobs and status in (400, 422) and "logprob" in body.lower():
         return Failure(
-            f"{url} refuses log-probabilities ({told}). Lower teacher.top_logprobs to what it "
+            f"{url} refuses log-probabilities ({told}). Lower teacher.endpoint.top_logprobs to what it "
             "gives; with 0, texts alone are recorded, for a loss that needs no more.",
             again=False,
         )

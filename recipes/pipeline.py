@@ -30,6 +30,7 @@ from .stage_data import data_stage
 from .stage_distill import distill_stage
 from .stage_distill_tokens import distill_tokens_stage
 from .stage_evaluate import evaluate_stage
+from .stage_evaluate_teacher import FILE, evaluate_teacher_stage
 from .stage_export import EXPORTED, export_stage
 from .stage_finetune import finetune_stage
 from .stage_report import report_stage
@@ -156,7 +157,7 @@ class _Run:
         made = self.made
         made |= {"data": data, "teacher": teacher, "capture": captured, **cuts}
         pruned = cuts["prune"]
-        contenders = [self._teacher(teacher)]
+        contenders = [self._teacher(data, teacher)]
         distilled = distill_tokens_stage if generates(recipe) else distill_stage
         if recipe.distill is None:
             self.students = [(recipe.seed, pruned)]
@@ -211,7 +212,11 @@ class _Run:
             evaluate_stage(self.recipe, inputs, contenders, timed, smoke=self.smoke, spare=spare)
         )
 
-    def _teacher(self, teacher: Folder) -> Contender:
+    def _teacher(self, data: Folder, teacher: Folder) -> Contender:
+        if self.recipe.teacher.kind == "endpoint":
+            asked = self.store.ensure(evaluate_teacher_stage(self.recipe, data))
+            self.made["evaluate-teacher"] = asked
+            return Contender("teacher", asked.path / FILE, recorded=True)
         path = teacher_checkpoint(teacher.path)
         if path is not None:
             return Contender("teacher", path, symmetric=False)

@@ -102,38 +102,42 @@ class NewModel(Section):
     )
 
 
-class EndpointBudget(Section):
-    """What an endpoint may be asked; recording stops cleanly before it would be more."""
-
-    requests: Count | None = Field(None, description="Requests, those asked again included.")
-    tokens: Count | None = Field(None, description="Tokens sent and answered.")
-    usd: Positive | None = Field(None, description="Money, at the prices below.")
-    usd_per_million_input: Positive | None = Field(None, description="Price of tokens sent.")
-    usd_per_million_output: Positive | None = Field(None, description="Price of tokens answered.")
-
-
 class Endpoint(Section):
-    """An OpenAI-compatible chat server."""
+    """An OpenAI-compatible chat server, and how it is asked."""
 
-    base_url: str = Field(description="Such as http://127.0.0.1:8000/v1.")
+    base_url: str = Field(description="What /chat/completions follows: http://127.0.0.1:8000/v1.")
     key_env: str | None = Field(
         None, description="Name of the environment variable that holds the key."
     )
-    insecure: bool = Field(
-        False, description="Send the key unencrypted to a host that is not this machine."
+    allow_plain_http: bool = Field(
+        False, description="Send the key over http to another machine than this."
     )
-    concurrency: Count = Field(8, description="Requests in flight at a time.")
-    timeout_s: Positive = Field(120.0, description="Seconds an answer may take.")
+    concurrency: Count = Field(8, description="Requests in flight at once.")
+    timeout_s: Positive = Field(120.0, description="Seconds a request may take.")
     retries: Annotated[int, Field(ge=0)] = Field(
         6, description="Tries beyond the first, on 429, 5xx, timeouts and broken answers."
     )
-    top_logprobs: Annotated[int, Field(ge=0, le=100)] = Field(
+    top_logprobs: Annotated[int, Field(ge=0)] = Field(
         0, description="Log-probabilities asked for at each token; 0 records texts alone."
     )
+    temperature: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="Sampling temperature; the server's own if null."
+    )
+    top_p: Share | None = Field(None, description="Nucleus sampling; the server's own if null.")
+    max_tokens: Count | None = Field(
+        None, description="Longest answer; generation.max_new_tokens if null."
+    )
+    seed: int | None = Field(None, description="The server's sampling seed.")
     extra_body: dict[str, Any] = Field(
         default_factory=dict, description="Further fields of each request, passed on."
     )
-    budget: EndpointBudget = Field(default_factory=EndpointBudget)
+    budget_requests: Count | None = Field(
+        None, description="Requests at most, those asked again included."
+    )
+    budget_tokens: Count | None = Field(None, description="Tokens at most, both ways.")
+    budget_usd: Positive | None = Field(None, description="Money at most, at the prices below.")
+    usd_per_million_input: Positive | None = Field(None, description="Price of tokens sent.")
+    usd_per_million_output: Positive | None = Field(None, description="Price of tokens answered.")
 
 
 class TeacherFiles(Section):

@@ -14,9 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..eval.byte_pairs import train_byte_pairs
 from ..eval.errors import RecipeError
 from ..eval.tasks import get_task
 from .consistency import reads_rows
+from .generation_rules import generates
 from .schema import Budget, Recipe
 
 TOPICS = ("card", "cash", "rate", "loan", "fees", "bank")
@@ -27,7 +29,13 @@ SPECIALS = {
     "bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
     "roberta": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
 }
+DECODERS = ("llama", "qwen3")
 HIDDEN, HEADS, WIDTH, EPOCHS = 32, 4, 64, 2
+VOCABULARY, NEW_TOKENS = 512, 12
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 SMOKE_ROUNDS = 2
 SMOKE_BOUNDS = {"latency_ms": 1e3, "usd_per_million": 1e6, "retain": 1e-9}
 """What any tiny model keeps to; of shares, 0.8 leaves something to cut."""
@@ -40,6 +48,11 @@ def write_stand_ins(recipe: Recipe, folder: Path) -> None:
         RecipeError: If the recipe does not say which architecture the tiny teacher has.
     """
     architecture = _architecture(recipe)
+    if (architecture in DECODERS) != generates(recipe):
+        raise RecipeError(
+            f"smoke.architecture: {architecture} is not what {recipe.task} runs on; generation "
+            f"takes {' or '.join(DECODERS)}, other tasks bert, roberta or distilbert."
+        )
     layers, _ = _layers(recipe.prune.model_dump() if recipe.prune else None)
     _write_rows(recipe, folder / "data")
     write_model(architecture, _teacher(recipe, folder), layers, HIDDEN)
@@ -86,7 +99,11 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
         "model": str(_teacher(recipe, folder)),
         "files": None,
         "revision": None,
+        **dict.fromkeys(("new", "endpoint", "tokenizer")),
     }
+    if values["generation"]:
+        few = min(values["generation"]["max_new_tokens"], NEW_TOKENS)
+        values["generation"]["max_new_tokens"] = few
     if recipe.teacher.finetune is None and get_task(recipe.task).signal == "class_logits":
         # The stand-in of a classifier that is ready must first learn the made-up classes.
         values["teacher"]["finetune"] = {"epochs": 1}
@@ -105,6 +122,7 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
         if recipe.prune.mask is not None and isinstance(recipe.prune.mask.pattern, str):
             values["prune"]["mask"]["pattern"] = "2:4"  # which tiny widths are a multiple of
         tiny = {"intermediate_size": WIDTH // 2, "hidden_size": HIDDEN // 2}
+        tiny |= {"attention_heads": HEADS // 2, "kv_heads": 1}
         values["prune"] |= {axis: size for axis, size in tiny.items() if values["prune"][axis]}
         values["prune"]["rounds"] = min(values["prune"]["rounds"], SMOKE_ROUNDS)
     if values["budget"]:
@@ -151,18 +169,29 @@ def _sentences() -> list[tuple[str, str]]:
 def _write_rows(recipe: Recipe, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = _sentences()
-    classes = get_task(recipe.task).signal == "class_logits"
     for split, part in (("train", rows[:192]), ("test", rows[192:256])):
-        lines = [
-            {"text": text, "label": topic}
-            if classes
-            else {"query": text, "text": f"{topic}: the answer to {text}"}
-            for text, topic in part
-        ]
+        lines = [_row(recipe, text, topic) for text, topic in part]
         content = "".join(json.dumps(line) + "\n" for line in lines)
         path = folder / f"{split}.jsonl"
         path.with_suffix(".part").write_text(content, encoding="utf-8")
         os.replace(path.with_suffix(".part"), path)
+
+
+def _row(recipe: Recipe, text: str, topic: str) -> dict[str, Any]:
+    """A row in the columns of the recipe's task."""
+    signal = get_task(recipe.task).signal
+    if signal == "class_logits":
+        return {"text": text, "label": topic}
+    if signal == "embedding":
+        return {"query": text, "text": f"{topic}: the answer to {text}"}
+    answer, settings = f"{topic} {text.split()[3]}", recipe.generation
+    turns = "messages" in recipe.data.columns or (
+        settings is not None and (bool(settings.template) or settings.train_on == "all")
+    )
+    if not turns:
+        return {"prompt": f"{text} -> ", "completion": answer}
+    asked, told = {"role": "user", "content": text}, {"role": "assistant", "content": answer}
+    return {"messages": [asked, told]}
 
 
 def write_model(architecture: str, folder: Path, layers: int, hidden: int) -> None:
@@ -187,11 +216,15 @@ def write_model(architecture: str, folder: Path, layers: int, hidden: int) -> No
             "num_attention_heads": HEADS,
             "intermediate_size": WIDTH,
         }
+    if architecture in DECODERS:
+        ids = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("bos", "eos")}
+        sizes |= {"num_key_value_heads": HEADS // 2, "head_dim": HIDDEN // HEADS, **ids}
     sizes["max_position_embeddings"] = 130
     config = transformers.AutoConfig.for_model(architecture, **sizes)
     with torch.random.fork_rng(), no_loading_bar():
         torch.manual_seed(0)
-        model: Any = transformers.AutoModel
+        causal = architecture in DECODERS
+        model: Any = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
         model.from_config(config).save_pretrained(str(part))
     tokenizer.save_pretrained(str(part))
     os.replace(part, folder)
@@ -205,6 +238,10 @@ def _tokenizer(architecture: str) -> Any:
     """
     from transformers import PreTrainedTokenizerFast
 
+    if architecture in DECODERS:
+        tokenizer = train_byte_pairs([text for text, _ in _sentences()], VOCABULARY, 128)
+        tokenizer.chat_template = TEMPLATE
+        return tokenizer
     kind = "roberta" if architecture == "roberta" else "bert"
     backend = _byte_pairs() if kind == "roberta" else _word_pieces()
     specials = SPECIALS[kind]

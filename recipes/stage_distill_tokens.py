@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..eval.data import Data
-from ..eval.dialogues import Example
+from ..eval.dialogues import Dialogues, Example
 from ..eval.errors import RecipeError, RunError
 from ..eval.models import TextModel, load_model, load_tokenizer
 from ..eval.tasks import get_task
@@ -91,10 +91,14 @@ def distill_tokens_stage(
             shared = shared_ids(student, checkpoint, [term.name for term in terms])
         folder = context.out / "training" / f"tokens-{context.world.rank}"
         dialogues = dialogues_of(student, rows, generation, settings.max_length)
+        items = outputs.rows("train")
         if labels_only or outputs.manifest.get("over") != "generations":
             examples = examples_of(dialogues, rows, ["train"], folder)
+        elif asked:
+            items = items[items >= 0]  # the others' log-probabilities could not be mapped
+            examples = _written(outputs, items, renumbered, dialogues.max_length, folder)
         else:
-            examples = _written(outputs, renumbered, dialogues.max_length, folder)
+            examples = _retold(outputs, items, dialogues, rows, folder)
         live = None
         if said["on_policy"]:
             if renumbered is not None:
@@ -116,7 +120,7 @@ def distill_tokens_stage(
             LanguageRows(
                 examples,
                 int(student.tokenizer.pad_token_id or 0),
-                items=outputs.rows("train") if asked else None,
+                items=items if asked else None,
                 outputs=outputs if asked else None,
                 renumbered=renumbered,
             ),
@@ -167,14 +171,39 @@ def shared_ids(student: TextModel, teacher: Path, losses: list[str]) -> int | No
     return match.shared
 
 
+def _retold(
+    outputs: TokenOutputs,
+    items: NDArray[np.int64],
+    dialogues: Dialogues,
+    data: Data,
+    folder: Path,
+) -> Examples:
+    """The texts that the teacher wrote, in the student's tokens."""
+    from ..distill.examples import Examples
+
+    def every() -> Any:
+        prompts = data.split("train")["prompt"]
+        for row, (prompt, item) in enumerate(zip(prompts, items.tolist(), strict=True)):
+            if item < 0:
+                continue
+            (record,) = outputs.get([item])
+            yield dialogues.example(prompt, record.text or "", row)
+
+    return Examples(every(), folder)
+
+
 def _written(
-    outputs: TokenOutputs, renumbered: NDArray[np.int64] | None, longest: int, folder: Path
+    outputs: TokenOutputs,
+    items: NDArray[np.int64],
+    renumbered: NDArray[np.int64] | None,
+    longest: int,
+    folder: Path,
 ) -> Examples:
     """What the teacher wrote, as tokens on disk."""
     from ..distill.examples import Examples
 
     def every() -> Any:
-        for row, item in enumerate(outputs.rows("train").tolist()):
+        for row, item in enumerate(items.tolist()):
             (record,) = outputs.get([item])
             if len(record.ids) > longest:
                 raise RunError(

@@ -39,6 +39,8 @@ def teacher_stage(recipe: Recipe, data: Folder) -> Stage:
     teacher, task = recipe.teacher, get_task(recipe.task)
     if teacher.kind == "recorded":
         return _recorded_stage(recipe)
+    if teacher.kind == "endpoint":
+        return _endpoint_stage(recipe)
     assert teacher.model is not None
     found = find_checkpoint(teacher.model, teacher.revision)
     # The path too: what lies there is read again by later stages.
@@ -81,6 +83,17 @@ def _recorded_stage(recipe: Recipe) -> Stage:
     )
 
 
+def _endpoint_stage(recipe: Recipe) -> Stage:
+    endpoint = recipe.teacher.endpoint
+    assert endpoint is not None
+    settings = {"kind": "endpoint", "name": recipe.teacher.model, "base_url": endpoint.base_url}
+
+    def work(context: Context) -> None:
+        (context.out / RECORD).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+
+    return Stage("teacher", "stage_teacher", settings, {}, work)
+
+
 def teacher_record(folder: Path) -> dict[str, Any]:
     """The content of ``teacher.json``."""
     record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -90,7 +103,7 @@ def teacher_record(folder: Path) -> dict[str, Any]:
 def teacher_checkpoint(folder: Path) -> Path | None:
     """The teacher's checkpoint folder, or None where only its answers are on file."""
     record = teacher_record(folder)
-    if record["kind"] == "recorded":
+    if record["kind"] != "checkpoint":
         return None
     path = folder / str(record["path"])
     if not path.exists():

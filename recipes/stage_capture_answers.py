@@ -1,0 +1,246 @@
+"""Stage ``capture`` where the teacher is behind an endpoint, or its answers are on file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..eval.checkpoints import find_checkpoint, sha256
+from ..eval.data import Data
+from ..eval.dialogues import Dialogues
+from ..eval.errors import RecipeError
+from ..eval.models import load_tokenizer
+from .generation_rules import encoding_spec
+from .schema import Endpoint, Generation, Recipe, Teacher
+from .stage_teacher import teacher_record
+from .store import Context, Folder, Stage
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..distill.chat_answers import Answer
+    from ..distill.endpoint import Summary
+    from ..distill.logprob_mapping import LogprobMapper
+
+ANSWERS = "answers"
+CONTEXT = 1 << 20  # a tokenizer alone has no context; the server has checked the prompt's length
+
+
+def capture_answers_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stage:
+    """Records what the teacher answered to the training and validation prompts.
+
+    Args:
+        recipe: For the endpoint, and whether log-probabilities are kept.
+        data: The prompts.
+        teacher: The files, where answers are recorded already.
+    """
+    generation = recipe.generation or Generation()
+    kind, endpoint = recipe.teacher.kind, recipe.teacher.endpoint
+    settings: dict[str, Any] = {
+        "capture": recipe.capture.model_dump(),
+        "generation": generation.model_dump(),
+        "endpoint": asked(endpoint) if endpoint else None,
+        "model": recipe.teacher.model,
+        "tokenizer": None,
+    }
+    tokenizer = None
+    if recipe.teacher.tokenizer is not None:
+        tokenizer = find_checkpoint(recipe.teacher.tokenizer)
+        settings["tokenizer"] = sha256(tokenizer / "tokenizer.json")
+
+    def work(context: Context) -> None:
+        if context.world.main:
+            rows = Data.open(context.inputs["data"])
+            prompts = {split: list(rows.split(split)["prompt"]) for split in ("train", "validation")}
+            if kind == "endpoint":
+                folder = context.out / ANSWERS
+                answers, summary = ask(recipe.teacher, generation, rows, prompts, folder, context)
+                context.facts["endpoint"] = vars(summary)
+            else:
+                answers = on_file(context.inputs["teacher"], prompts)
+            _record(context, recipe, rows, prompts, answers, teacher, tokenizer)
+        context.world.barrier()
+
+    inputs = {"data": data, "teacher": teacher}
+    return Stage("capture", "stage_capture_answers", settings, inputs, work, shared=True)
+
+
+def asked(endpoint: Endpoint) -> dict[str, Any]:
+    """What of an endpoint its answers depend on: not how fast they may come, or at what price."""
+    names = ("base_url", "top_logprobs", "temperature", "top_p", "max_tokens", "seed", "extra_body")
+    return {name: getattr(endpoint, name) for name in names}
+
+
+def turns_of(data: Data, prompt: str) -> list[dict[str, str]]:
+    """A prompt as the messages of a request."""
+    if data.info["form"] == "text":
+        return [{"role": "user", "content": prompt}]
+    found: list[dict[str, str]] = json.loads(prompt)
+    return found
+
+
+def ask(
+    teacher: Teacher,
+    generation: Generation,
+    data: Data,
+    prompts: dict[str, list[str]],
+    folder: Path,
+    context: Context,
+) -> tuple[dict[str, list[Answer]], Summary]:
+    """Asks the endpoint for every prompt that has no answer in the folder yet."""
+    from ..distill.answer_log import Request, read_answers
+    from ..distill.endpoint import record_answers
+    from ..distill.endpoint_settings import EndpointSettings
+
+    endpoint = teacher.endpoint
+    assert endpoint is not None and teacher.model is not None
+    values = endpoint.model_dump()
+    values["max_tokens"] = endpoint.max_tokens or generation.max_new_tokens
+    settings = EndpointSettings(model=teacher.model, **values)
+    total = sum(map(len, prompts.values()))
+
+    def requests() -> Iterator[Request]:
+        for split, texts in prompts.items():
+            for row, prompt in enumerate(texts):
+                yield Request(f"{split}-{row}", turns_of(data, prompt))
+
+    def report(done: int) -> None:
+        context.bar.update(done, total)
+
+    summary = record_answers(requests(), settings, folder, report)
+    found = {answer.key: answer for answer in read_answers(folder)}
+    return {
+        split: [found[f"{split}-{row}"] for row in range(len(texts))]
+        for split, texts in prompts.items()
+    }, summary
+
+
+def on_file(teacher: Path, prompts: dict[str, list[str]]) -> dict[str, list[Answer]]:
+    """The recorded answers of all prompts.
+
+    Raises:
+        RecipeError: If a prompt has none.
+    """
+    from ..distill.recorded_texts import read_answers
+
+    files = teacher_record(teacher)["files"]
+    found: dict[str, list[Answer]] = {}
+    for split, texts in prompts.items():
+        # Validation rows are often a part of the training rows that was set aside.
+        path = Path(files.get(split) or files["train"])
+        answers = read_answers(path, f"teacher.files.{split}")
+        for row, prompt in enumerate(texts):
+            if prompt not in answers:
+                raise RecipeError(
+                    f"teacher.files.{split} ({path.name}): no recorded answer for {split} row {row} "
+                    f"('{prompt[:60]}')."
+                )
+        found[split] = [answers[prompt] for prompt in texts]
+    return found
+
+
+def _record(
+    context: Context,
+    recipe: Recipe,
+    data: Data,
+    prompts: dict[str, list[str]],
+    answers: dict[str, list[Answer]],
+    teacher: Folder,
+    tokenizer: Path | None,
+) -> None:
+    from ..distill.token_encoding import get_encoding
+    from ..distill.token_recording import TokenOutputsWriter
+
+    spec, generation = encoding_spec(recipe.capture), recipe.generation or Generation()
+    mapping = None
+    if spec is not None:
+        if tokenizer is None:
+            raise RecipeError(
+                "capture.encoding: log-probabilities on file are of some tokenizer; name it with "
+                "teacher.tokenizer, or keep texts alone (encoding: text)."
+            )
+        mapping = _Mapping(tokenizer, data, generation, answers)
+    encoding = None if spec is None or mapping is None else get_encoding(spec, mapping.size)
+    writer = TokenOutputsWriter(
+        context.out,
+        identity={
+            "teacher": teacher.fingerprint,
+            "data": data.info["fingerprint"],
+            "tokenizer": sha256(tokenizer / "tokenizer.json") if tokenizer else None,
+            "generation": generation.model_dump(mode="json"),
+            "over": "generations",
+        },
+        encoding=encoding,
+    )
+    items: dict[str, Any] = {}
+    count = 0
+    for split, texts in prompts.items():
+        of = np.full(len(texts), -1, dtype=np.int64)
+        for row, (prompt, answer) in enumerate(zip(texts, answers[split], strict=True)):
+            key = f"{split}-{row}"
+            if mapping is None:
+                made = writer.record([], [], key=key, text=answer.text)
+            else:
+                found = mapping.row(prompt, answer, row)
+                if found is None:
+                    continue
+                ids, start, logits = found
+                made = writer.record(
+                    ids, [(start, len(ids))], key=key, logits=logits, text=answer.text
+                )
+            of[row] = count
+            if count >= writer.next_item:
+                writer.add(made)
+            count += 1
+        items[split] = of
+    facts: dict[str, Any] = {"items": count}
+    if mapping is not None:
+        mapping.mapper.check()
+        facts["unmapped_mass"] = mapping.mapper.unmapped
+        facts["refused"] = dict(mapping.mapper.refused)
+    outputs = writer.finish(items, **facts)
+    context.facts.update(facts, bytes_per_token=outputs.manifest.get("bytes_per_token"))
+
+
+class _Mapping:
+    """Answers with log-probabilities as token ids and distributions."""
+
+    def __init__(
+        self, tokenizer: Path, data: Data, generation: Generation, answers: dict[str, list[Answer]]
+    ) -> None:
+        from ..distill.logprob_mapping import LogprobMapper
+
+        listed = [len(t) - 1 for rows in answers.values() for a in rows for t in a.tokens or ()]
+        self.tokenizer = load_tokenizer(tokenizer)
+        self.mapper: LogprobMapper = LogprobMapper(self.tokenizer, max(listed, default=1))
+        self.size = self.mapper.table.size
+        self.dialogues = Dialogues(
+            self.tokenizer, data.info["form"], CONTEXT, template=generation.template
+        )
+
+    def row(
+        self, prompt: str, answer: Answer, row: int
+    ) -> tuple[list[int], int, torch.Tensor] | None:
+        """Ids, where the completion starts, and logits of it, (T, V); None if it cannot be."""
+        import torch
+
+        mapped = self.mapper.map(answer)
+        if mapped is None:
+            return None
+        start = self.dialogues.prompt_ids(prompt, row)
+        ids, said = list(mapped.ids), mapped.targets
+        others = max(1, self.size - said.ids.shape[1])
+        spread = (said.rest.double() / others).clamp(min=1e-30).log().float()
+        logits = spread[:, None].expand(len(ids), self.size).clone()
+        logits.scatter_(-1, said.ids, said.log_probs)
+        end = int(self.tokenizer.eos_token_id)
+        if answer.finish != "length" and (not ids or ids[-1] != end):
+            # That it stopped says which token came last, and servers keep that one to themselves.
+            last = torch.full((1, self.size), -1e4)
+            last[0, end] = 0.0
+            ids, logits = [*ids, end], torch.cat([logits, last])
+        return start + ids, len(start), logits

@@ -1,0 +1,41 @@
+"""Stage ``evaluate-teacher``: what an endpoint answers to the test prompts; a part of evaluation."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..eval.data import Data
+from .schema import Generation, Recipe
+from .stage_capture_answers import ANSWERS, ask, asked
+from .store import Context, Folder, Stage
+
+FILE = "answers.jsonl"
+
+
+def evaluate_teacher_stage(recipe: Recipe, data: Folder) -> Stage:
+    """Asks the endpoint for the test rows."""
+    generation = recipe.generation or Generation()
+    assert recipe.teacher.endpoint is not None
+    settings: dict[str, Any] = {
+        "generation": generation.model_dump(),
+        "endpoint": asked(recipe.teacher.endpoint),
+        "model": recipe.teacher.model,
+    }
+
+    def work(context: Context) -> None:
+        if context.world.main:
+            rows = Data.open(context.inputs["data"])
+            prompts = {"test": list(rows.split("test")["prompt"])}
+            folder = context.out / ANSWERS
+            answers, summary = ask(recipe.teacher, generation, rows, prompts, folder, context)
+            context.facts["endpoint"] = vars(summary)
+            with (context.out / FILE).open("w", encoding="utf-8") as file:
+                for prompt, answer in zip(prompts["test"], answers["test"], strict=True):
+                    line = {"prompt": prompt, "completion": answer.text}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        context.world.barrier()
+
+    return Stage(
+        "evaluate-teacher", "stage_evaluate_teacher", settings, {"data": data}, work, shared=True
+    )
