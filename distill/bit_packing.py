@@ -275,9 +275,7 @@ def unpack_sets(reader: Reader, tokens: int, vocabulary: int, size: int | None) 
     return sets
 
 
-def _read_spread(
-    reader: Reader, low: int, tokens: int, vocabulary: int, size: int | None
-) -> Sets:
+def _read_spread(reader: Reader, low: int, tokens: int, vocabulary: int, size: int | None) -> Sets:
     universe = tokens * vocabulary
     n = int.from_bytes(reader.take(32).tobytes(), "little") if size is None else tokens * size
     if low > universe.bit_length():

@@ -285,9 +285,7 @@ class _Work:
             labels = None if self.labels is None else self.labels[part]
             targets = None if term.needs_labels else self.targets(part, made, last)
             if not self.gradients:
-                values = divergence(
-                    term.name, logits, targets, labels, self.shared, **term.options
-                )
+                values = divergence(term.name, logits, targets, labels, self.shared, **term.options)
                 sums.append((values * w).sum())
                 continue
             own = logits if last else logits.clone()
@@ -306,6 +304,7 @@ class _Work:
         if total is not None and self.head.scale != 1:
             total.mul_(self.head.scale)
         return torch.stack(sums), total
+
 
 class _Chunked(torch.autograd.Function):
     """The loss, with its gradients made in the forward pass."""

@@ -143,9 +143,7 @@ def cross_entropy(student: Tensor, labels: Tensor) -> Tensor:
         RecipeError: For a label that the student has no logit for.
     """
     check_labels(labels, student.shape[-1])
-    return functional.cross_entropy(
-        student.float(), labels, ignore_index=IGNORED, reduction="none"
-    )
+    return functional.cross_entropy(student.float(), labels, ignore_index=IGNORED, reduction="none")
 
 
 def draws_kl(log_q: Tensor, weights: Tensor) -> Tensor:

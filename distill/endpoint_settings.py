@@ -125,7 +125,9 @@ class EndpointSettings:
             parts = urlsplit(self.base_url)
             host, _ = parts.hostname, parts.port
         except ValueError:
-            return ["teacher.endpoint.base_url is no address: expected e.g. http://localhost:8000/v1."]
+            return [
+                "teacher.endpoint.base_url is no address: expected e.g. http://localhost:8000/v1."
+            ]
         if "@" in parts.netloc:  # not repeated in the message: it may hold a password
             return [
                 "teacher.endpoint.base_url holds a user name or password; leave it out and name an "
@@ -174,7 +176,9 @@ class EndpointSettings:
                 problems.append(f"teacher.{name} is {value}: expected a number above 0.")
         prices = (self.usd_per_million_input, self.usd_per_million_output)
         if any(p is not None and not (math.isfinite(p) and p >= 0) for p in prices):
-            problems.append("teacher.endpoint.usd_per_million_input and …_output cannot be below 0.")
+            problems.append(
+                "teacher.endpoint.usd_per_million_input and …_output cannot be below 0."
+            )
         if self.budget_usd is not None and None in prices:
             problems.append(
                 "teacher.endpoint.budget_usd needs the prices: set teacher.endpoint.usd_per_million_input and "

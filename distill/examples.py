@@ -39,7 +39,9 @@ class Examples:
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])
         some = bool(self._starts[-1])
         self._ids = np.memmap(folder / "ids.bin", np.int32, "r") if some else np.empty(0, np.int32)
-        self._marks = np.memmap(folder / "marks.bin", np.int8, "r") if some else np.empty(0, np.int8)
+        self._marks = (
+            np.memmap(folder / "marks.bin", np.int8, "r") if some else np.empty(0, np.int8)
+        )
 
     def __len__(self) -> int:
         return len(self.lengths)

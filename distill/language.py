@@ -267,7 +267,9 @@ class LanguageTrainer(TaskTrainer):
         kept = _without(batch, torch.from_numpy(mine))
         return kept | {f"written_{name}": value for name, value in more.items()}
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
         """Saves each tensor once: a tied head is the embeddings."""
         if state_dict is None:
             state_dict = self.model.state_dict()
@@ -311,4 +313,3 @@ def token_terms(losses: Mapping[str, Any]) -> list[TokenTerm]:
     if not terms:
         raise RecipeError("distill.losses is empty: name at least one loss.")
     return terms
-

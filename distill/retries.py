@@ -121,7 +121,11 @@ def status_failure(
         )
     if status in (401, 403):
         which = f"the key in {key_env}" if key_env else "a request without a key"
-        todo = "Check the variable" if key_env else "Name the key's variable in teacher.endpoint.key_env"
+        todo = (
+            "Check the variable"
+            if key_env
+            else "Name the key's variable in teacher.endpoint.key_env"
+        )
         return Failure(f"{url} refuses {which} ({told}). {todo}.", again=False)
     if status in (404, 405, *_NEVER_AGAIN) and (page or status != 404):
         return Failure(

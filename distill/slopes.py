@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .divergences import IGNORED, draws_kl, log, mixture
+from .divergences import IGNORED, draws_kl, mixture
 from .outcomes import (
     ABSENT,
     FLOOR,
@@ -152,7 +152,7 @@ def label_value_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Te
 
 
 def log_softmax_(logits: Tensor) -> Tensor:
-    """log softmax in the place of its argument."""
+    """Log softmax in the place of its argument."""
     return logits.sub_(logits.logsumexp(-1, keepdim=True))
 
 

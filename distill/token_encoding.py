@@ -207,9 +207,7 @@ class TopKEncoding:
         every = found.log_softmax(-1)
         if every.isnan().any():
             raise damaged("a token without any probability")
-        return TopK(
-            torch.from_numpy(ids).view(tokens, self.k), every[:, :-1], every[:, -1].exp()
-        )
+        return TopK(torch.from_numpy(ids).view(tokens, self.k), every[:, :-1], every[:, -1].exp())
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from . import ranking, text_metrics
+from . import filter_metrics, ranking, text_metrics
 from .errors import DataError, RecipeError, RunError, nearest
 from .ranking import Floats, Ranking, Rows
 from .splits import stable_hash
@@ -376,3 +376,26 @@ register_metric(text_metric("exact_match", text_metrics.exact_match, hub_id="exa
 register_metric(text_metric("token_f1", text_metrics.token_f1))
 register_metric(text_metric("rouge_l", text_metrics.rouge_l, hub_id="rouge"))
 register_metric(text_metric("numeric_match", text_metrics.numeric_match, any_text=False))
+register_metric(
+    text_metric(
+        "json_match",
+        lambda judged: filter_metrics.exact_matches(judged.texts, judged.references)[:, 0],
+        any_text=False,
+    )
+)
+register_metric(
+    text_metric(
+        "invalid_json",
+        lambda judged: filter_metrics.invalid_json(judged.texts)[:, 0],
+        any_text=False,
+    )
+)
+register_metric(
+    Metric(
+        "field_f1",
+        "token_distribution",
+        lambda judged: filter_metrics.field_counts(judged.texts, judged.references),
+        filter_metrics.field_f1,
+        on_request=True,
+    )
+)

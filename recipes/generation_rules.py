@@ -117,9 +117,7 @@ def _capture(recipe: Recipe) -> Iterator[Problem]:
         )
     endpoint = recipe.teacher.endpoint
     if endpoint is not None and capture.encoding == "topk" and endpoint.top_logprobs == 0:
-        yield Problem(
-            ("capture", "encoding"), "topk needs teacher.endpoint.top_logprobs above 0."
-        )
+        yield Problem(("capture", "encoding"), "topk needs teacher.endpoint.top_logprobs above 0.")
 
 
 def _distill(recipe: Recipe) -> Iterator[Problem]:

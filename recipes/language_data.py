@@ -83,7 +83,9 @@ class _Texts(Sequence[str]):
     anywhere in an answer, not always behind it.
     """
 
-    def __init__(self, data: Data, tokenizer: PreTrainedTokenizerFast, settings: Generation) -> None:
+    def __init__(
+        self, data: Data, tokenizer: PreTrainedTokenizerFast, settings: Generation
+    ) -> None:
         self.rows = data.split("train")
         self.data, self.tokenizer, self.settings = data, tokenizer, settings
 

@@ -40,7 +40,9 @@ def write_new_model(new: NewModel, data: Data, seed: int, folder: Path) -> None:
     rows = data.split("train")
     texts = (text for name in ("prompt", "completion") for text in rows[name])
     tokenizer = train_byte_pairs(texts, new.vocabulary, context)
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    ids = {
+        f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
+    }
     sizes: dict[str, Any] = {"max_position_embeddings": context, **new.config}
     try:
         config = transformers.AutoConfig.for_model(

@@ -432,9 +432,7 @@ class Recipe(Section):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Names the run and its folder."
     )
-    task: str = Field(
-        description="classification, retrieval, generation, or a registered task."
-    )
+    task: str = Field(description="classification, retrieval, generation, or a registered task.")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="Seed of every step.")
     seeds: Count = Field(1, description="Students trained: with seed, seed + 1, …")
     symmetric: bool = Field(

@@ -31,9 +31,7 @@ def open_rows(recipe: Recipe, data: Path) -> TestRows:
     return TestRows(get_task(recipe.task), Data.open(data), model_options(recipe.teacher))
 
 
-def score(
-    rows: TestRows, contenders: Sequence[Contender], context: Context
-) -> dict[str, Scores]:
+def score(rows: TestRows, contenders: Sequence[Contender], context: Context) -> dict[str, Scores]:
     """Scores every contender on the test rows."""
     outputs = TeacherOutputs(context.inputs["capture"])
     index = collection_values(outputs) if rows.task.signal == "embedding" else None

@@ -55,7 +55,9 @@ def capture_answers_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stag
     def work(context: Context) -> None:
         if context.world.main:
             rows = Data.open(context.inputs["data"])
-            prompts = {split: list(rows.split(split)["prompt"]) for split in ("train", "validation")}
+            prompts = {
+                split: list(rows.split(split)["prompt"]) for split in ("train", "validation")
+            }
             if kind == "endpoint":
                 folder = context.out / ANSWERS
                 answers, summary = ask(recipe.teacher, generation, rows, prompts, folder, context)

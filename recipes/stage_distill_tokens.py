@@ -16,7 +16,7 @@ from ..eval.tasks import get_task
 from ..prune.masks import Zeros
 from .language_data import dialogues_of, examples_of
 from .language_training import AnswersValidation, metric_names, train_and_save
-from .schema import Distill, Generation, Lora, Recipe
+from .schema import Generation, Lora, Recipe
 from .stage_prune import prune_report
 from .stage_teacher import CHECKPOINT, model_options, teacher_checkpoint
 from .store import Context, Folder, Stage
@@ -70,7 +70,6 @@ def distill_tokens_stage(
     }
 
     def work(context: Context) -> None:
-        from ..distill.chunked import TokenTerm
         from ..distill.language import OnPolicy, token_terms
         from ..distill.language_rows import LanguageRows
         from ..distill.token_outputs import TokenOutputs

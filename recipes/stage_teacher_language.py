@@ -53,18 +53,14 @@ def language_teacher_stage(recipe: Recipe, data: Folder) -> Stage:
         torch.manual_seed(recipe.seed)
         model = load_model(source, get_task(recipe.task), **model_options(teacher))
         dialogues = dialogues_of(model, rows, generation)
-        examples = examples_of(
-            dialogues, rows, ["train"], scratch / f"tokens-{context.world.rank}"
-        )
+        examples = examples_of(dialogues, rows, ["train"], scratch / f"tokens-{context.world.rank}")
         train_and_save(
             context,
             model,
             LanguageRows(examples, int(model.tokenizer.pad_token_id or 0)),
             [TokenTerm("cross_entropy")],
             settings,
-            AnswersValidation(
-                rows, generation, metric_names((), metric), settings.precision
-            ),
+            AnswersValidation(rows, generation, metric_names((), metric), settings.precision),
             seed=recipe.seed,
             metric=metric,
             where="teacher.finetune",

@@ -17,7 +17,7 @@ from ..eval.generation_cost import answer_flops, cache_bytes
 from ..eval.metrics import Scores, score_texts
 from ..eval.models import TextModel, load_model
 from ..eval.tasks import Task, get_task
-from ..eval.timing import Engine, Worker, measure
+from ..eval.timing import Worker
 from .contenders import Contender
 from .language_data import dialogues_of
 from .language_training import metric_names
@@ -73,9 +73,7 @@ def open_rows(recipe: Recipe, data: Path) -> TextRows:
     )
 
 
-def score(
-    rows: TextRows, contenders: Sequence[Contender], context: Context
-) -> dict[str, Scores]:
+def score(rows: TextRows, contenders: Sequence[Contender], context: Context) -> dict[str, Scores]:
     """Lets every contender answer the test rows, and scores what it wrote."""
     references = rows.data.split("test")["completion"][:]
     found: dict[str, Scores] = {}
@@ -131,9 +129,7 @@ def slices(rows: TextRows, scores: dict[str, Scores], metric: str) -> dict[str, 
         part = names == name
         found[str(name)] = {
             "rows": int(part.sum()),
-            **{
-                contender: score_of(score, metric, part) for contender, score in scores.items()
-            },
+            **{contender: score_of(score, metric, part) for contender, score in scores.items()},
         }
     return found
 

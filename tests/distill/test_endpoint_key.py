@@ -161,7 +161,12 @@ def test_all_wrong_settings_are_said_at_once() -> None:
     said = str(raised.value)
     for name in (
         *("model", "concurrency", "retries", "timeout_s", "top_logprobs"),
-        *("usd_per_million_input", "max_tokens", "extra_body sets 'stream'", "teacher.endpoint.temperature"),
+        *(
+            "usd_per_million_input",
+            "max_tokens",
+            "extra_body sets 'stream'",
+            "teacher.endpoint.temperature",
+        ),
     ):
         assert name in said
     assert "JSON cannot hold" in said
