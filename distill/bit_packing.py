@@ -154,7 +154,8 @@ def unpack(reader: Reader, width: int, count: int) -> Integers:
 
 def _lengths(values: Integers) -> Integers:
     """The bit length of each value; exact, for values below 2^53."""
-    return np.frexp(values.astype(np.float64))[1].astype(np.int64)
+    lengths: Integers = np.frexp(values.astype(np.float64))[1].astype(np.int64)
+    return lengths
 
 
 def pack_counts(counts: Integers) -> bytes:
@@ -275,9 +276,7 @@ def unpack_sets(reader: Reader, tokens: int, vocabulary: int, size: int | None) 
     return sets
 
 
-def _read_spread(
-    reader: Reader, low: int, tokens: int, vocabulary: int, size: int | None
-) -> Sets:
+def _read_spread(reader: Reader, low: int, tokens: int, vocabulary: int, size: int | None) -> Sets:
     universe = tokens * vocabulary
     n = int.from_bytes(reader.take(32).tobytes(), "little") if size is None else tokens * size
     if low > universe.bit_length():

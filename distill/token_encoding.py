@@ -10,8 +10,8 @@ At V = 151,936 these take about 304 kB, 123 and 24 bytes a token, `sampled` depe
 the teacher is. What of the distribution is lost is measured in `token_divergence`.
 
 Log-probabilities are fp16, not bf16: they lie between 0 and about −40, which is well within fp16,
-and of the same 16 bits fp16 spends three more on precision: next to −16 it knows −15.99, bf16 −15.94.
-−∞ (a token that cannot be) is kept as it is.
+and of the same 16 bits fp16 spends three more on precision: next to −16 it knows −15.99, bf16
+−15.94. −∞ (a token that cannot be) is kept as it is.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ class Encoding(Protocol):
     """One way to write what a teacher says of T tokens, and to read it again."""
 
     name: ClassVar[str]
+
+    @property
+    def vocabulary(self) -> int:
+        """V, the width of the teacher's logits."""
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -104,7 +108,8 @@ def log_probs(logits: Tensor) -> Tensor:
 
 def _parts(logits: Tensor) -> list[Tensor]:
     """The row in blocks of tokens that CHUNK allows."""
-    return list(logits.split(max(1, CHUNK // logits.shape[1]))) if len(logits) else []
+    step = max(1, CHUNK // logits.shape[1])
+    return [logits[start : start + step] for start in range(0, len(logits), step)]
 
 
 def _half(values: Tensor) -> bytes:
@@ -207,9 +212,7 @@ class TopKEncoding:
         every = found.log_softmax(-1)
         if every.isnan().any():
             raise damaged("a token without any probability")
-        return TopK(
-            torch.from_numpy(ids).view(tokens, self.k), every[:, :-1], every[:, -1].exp()
-        )
+        return TopK(torch.from_numpy(ids).view(tokens, self.k), every[:, :-1], every[:, -1].exp())
 
 
 @dataclass(frozen=True)
