@@ -32,7 +32,7 @@ from .token_targets import Full, Sampled, Targets, TopK
 CHUNK = 2**23
 """Numbers of a (tokens, V) block worked on at a time, so that a long row needs no memory more."""
 
-LOWEST = -65504.0  # fp16's last finite number; anything below would turn into −∞
+LOWEST = -65504.0  # fp16's last finite number; below it lies −∞
 
 
 class Encoding(Protocol):
@@ -56,7 +56,7 @@ class Encoding(Protocol):
             key: Names the row; only `sampled` depends on it.
 
         Returns:
-            The blob: a function of the arguments and nothing else.
+            The blob: a function of the arguments alone.
 
         Raises:
             RunError: If a logit is NaN or +∞, all of a token's are −∞, or V differs.

@@ -9,9 +9,9 @@ A folder of Arrow shards with a manifest, as in `outputs`:
 
 An item is a prompt with its completion as token ids. Its spans say which of the tokens the teacher
 was asked about: from the start of the completion to its end, or one span for each turn of the
-assistant's. ``blob`` holds a distribution for each of those tokens, given all tokens before it; ``text``
-what the teacher wrote, where it did. Either may be absent: a teacher behind an endpoint may give
-texts alone.
+assistant's. ``blob`` holds a distribution for each of those tokens, given all tokens before it;
+``text`` what the teacher wrote, where it did. Either may be absent: a teacher behind an endpoint
+may give texts alone.
 """
 
 from __future__ import annotations
