@@ -97,7 +97,8 @@ def _read(section: NDArray[np.uint8], starts: Integers, widths: Integers | int) 
     window = windows[starts >> 3].astype(np.uint64) << (starts & 7).astype(np.uint64)
     # Two shifts, because a shift by all 64 bits, for a width of 0, is not defined.
     shift = np.asarray(63 - np.asarray(widths), dtype=np.uint64)
-    return (window >> np.uint64(1) >> shift).astype(np.int64)
+    fields: Integers = (window >> np.uint64(1) >> shift).astype(np.int64)
+    return fields
 
 
 def _write_unary(values: Integers) -> bytes:
@@ -154,7 +155,8 @@ def unpack(reader: Reader, width: int, count: int) -> Integers:
 
 def _lengths(values: Integers) -> Integers:
     """The bit length of each value; exact, for values below 2^53."""
-    return np.frexp(values.astype(np.float64))[1].astype(np.int64)
+    lengths: Integers = np.frexp(values.astype(np.float64))[1].astype(np.int64)
+    return lengths
 
 
 def pack_counts(counts: Integers) -> bytes:

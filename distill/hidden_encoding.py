@@ -262,7 +262,8 @@ def load(path: Path) -> dict[int, HiddenEncoding]:
             kinds = json.loads((file.metadata() or {})["quantized"])
             found = {
                 int(layer): HiddenEncoding(
-                    *(file.get_tensor(f"{layer}.{part}") for part in PARTS), bool(quantized)
+                    **{part: file.get_tensor(f"{layer}.{part}") for part in PARTS},
+                    quantized=bool(quantized),
                 )
                 for layer, quantized in kinds.items()
             }

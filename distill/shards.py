@@ -1,7 +1,7 @@
 """Shards of a folder: written beside and renamed, checksummed, made whole by a manifest.
 
     shard-00000.arrow …   one Arrow file of one record batch
-    shard-00000.json …    its note: items, bytes, sha256; comes after it, so a shard with a note is whole
+    shard-00000.json …    its note: items, bytes, sha256; comes after it, and says it is whole
     manifest.json         holds all the notes, comes last, and makes the folder whole
 
 A folder that was left in the middle is gone on with at the first shard without a note.
@@ -117,12 +117,14 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
         note.unlink()
 
 
-def read_manifest(folder: Path, format_: int, expect: Mapping[str, Any] | None) -> dict[str, Any]:
+def read_manifest(
+    folder: Path, known: int | str, expect: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """The manifest of a finished folder.
 
     Args:
         folder: The folder.
-        format_: The format that the reader knows.
+        known: The format that the reader knows.
         expect: Entries that must be equal (teacher, tokenizer, data, …).
 
     Raises:
@@ -135,10 +137,10 @@ def read_manifest(folder: Path, format_: int, expect: Mapping[str, Any] | None) 
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise damaged(path, str(error)) from error
-    if manifest.get("format") != format_:
+    if manifest.get("format") != known:
         raise RunError(
             f"'{folder}' has teacher outputs of format {manifest.get('format')}; this "
-            f"version reads {format_}. Record them again."
+            f"version reads {known}. Record them again."
         )
     for key, value in (expect or {}).items():
         if manifest.get(key) != value:

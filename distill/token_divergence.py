@@ -4,7 +4,7 @@ For each token, with p the teacher's distribution and V the vocabulary:
 
 | encoding | figure | what it is |
 |---|---|---|
-| all | `total_variation` | ½ Σ \\|q − p\\| of what one reading gives, q |
+| all | `total_variation` | half the sum of the differences from what one reading gives, q |
 | full, topk | `kl` | KL(p ‖ q) in nats |
 | topk | `kl_bucketed` | KL over k + 1 buckets, the rest being one of them |
 | topk | `rest` | the probability outside the k |
@@ -70,10 +70,10 @@ def buckets(targets: TopK, p: Tensor) -> tuple[Tensor, Tensor]:
 class Divergence:
     """Means over the tokens of a sample of rows, added row by row."""
 
-    def __init__(self, encoding: Encoding, vocabulary: int) -> None:
+    def __init__(self, encoding: Encoding) -> None:
         """Starts with no row."""
         self._encoding = encoding
-        self._vocabulary = vocabulary
+        self._vocabulary = encoding.vocabulary
         self._sums: dict[str, float] = {}
         self._tokens = 0
         self._bytes = 0

@@ -10,8 +10,8 @@ At V = 151,936 these take about 304 kB, 123 and 24 bytes a token, `sampled` depe
 the teacher is. What of the distribution is lost is measured in `token_divergence`.
 
 Log-probabilities are fp16, not bf16: they lie between 0 and about −40, which is well within fp16,
-and of the same 16 bits fp16 spends three more on precision: next to −16 it knows −15.99, bf16 −15.94.
-−∞ (a token that cannot be) is kept as it is.
+and of the same 16 bits fp16 spends three more on precision: next to −16 it knows −15.99, bf16
+−15.94. −∞ (a token that cannot be) is kept as it is.
 """
 
 from __future__ import annotations
@@ -32,13 +32,17 @@ from .token_targets import Full, Sampled, Targets, TopK
 CHUNK = 2**23
 """Numbers of a (tokens, V) block worked on at a time, so that a long row needs no memory more."""
 
-LOWEST = -65504.0  # fp16's last finite number; anything below would turn into −∞
+LOWEST = -65504.0  # fp16's last finite number; below it lies −∞
 
 
 class Encoding(Protocol):
     """One way to write what a teacher says of T tokens, and to read it again."""
 
     name: ClassVar[str]
+
+    @property
+    def vocabulary(self) -> int:
+        """V, the width of the teacher's logits."""
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -52,7 +56,7 @@ class Encoding(Protocol):
             key: Names the row; only `sampled` depends on it.
 
         Returns:
-            The blob: a function of the arguments and nothing else.
+            The blob: a function of the arguments alone.
 
         Raises:
             RunError: If a logit is NaN or +∞, all of a token's are −∞, or V differs.
@@ -104,7 +108,8 @@ def log_probs(logits: Tensor) -> Tensor:
 
 def _parts(logits: Tensor) -> list[Tensor]:
     """The row in blocks of tokens that CHUNK allows."""
-    return list(logits.split(max(1, CHUNK // logits.shape[1]))) if len(logits) else []
+    step = max(1, CHUNK // logits.shape[1])
+    return [logits[start : start + step] for start in range(0, len(logits), step)]
 
 
 def _half(values: Tensor) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_all_components_without_rounding_are_exact(width: int, tokens: int, seed
 def test_the_error_falls_with_the_rank(seed: int, quantized: bool) -> None:
     sample = states(200, 12, seed, decay=1.0)
     found = [fit(moments(sample), r, quantized=quantized).error([sample]) for r in range(1, 13)]
-    assert all(b < a for a, b in zip(found, found[1:], strict=False))
+    assert all(b < a for a, b in pairwise(found))
     assert found[0] < 1 and found[-1] < 1e-3
 
 
@@ -137,7 +138,7 @@ def test_saved_encodings_are_the_same(tmp_path: Path) -> None:
 def test_bad_input_is_told(tmp_path: Path) -> None:
     sample = states(9, 4)
     encoding = fit(moments(sample), 2)
-    with pytest.raises(RecipeError, match="rank .* is 5; expected 1 to 4"):
+    with pytest.raises(RecipeError, match=r"rank .* is 5; expected 1 to 4"):
         fit(moments(sample), 5)
     with pytest.raises(RunError, match="no tokens"):
         fit(Moments(4), 2)
@@ -152,5 +153,5 @@ def test_bad_input_is_told(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot be read"):
         load(tmp_path / "gone.safetensors")
     save({1: HiddenEncoding(torch.zeros(4), torch.zeros(4, 3), torch.ones(2))}, tmp_path / "x")
-    with pytest.raises(RunError, match="layer 1 .* does not fit together"):
+    with pytest.raises(RunError, match=r"layer 1 .* does not fit together"):
         load(tmp_path / "x")

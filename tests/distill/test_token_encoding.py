@@ -181,7 +181,7 @@ def test_systematic_draws_are_far_less_noisy_than_independent_ones() -> None:
     found = {}
     for method in METHODS:
         spec = {"encoding": "sampled", "draws": 50, "method": method}
-        measured = Divergence(get_encoding(spec, 400), 400)
+        measured = Divergence(get_encoding(spec, 400))
         measured.add(rows, "x")
         found[method] = measured.summary()["total_variation"]
     assert found["systematic"] < 0.7 * found["independent"]
@@ -319,7 +319,7 @@ def test_rows_of_different_encodings_cannot_be_collated() -> None:
 
 
 def measured(spec: dict[str, Any], rows: torch.Tensor) -> dict[str, float | int]:
-    found = Divergence(get_encoding(spec, rows.shape[1]), rows.shape[1])
+    found = Divergence(get_encoding(spec, rows.shape[1]))
     found.add(rows[:3], "a")
     found.add(rows[3:], "b")
     return found.summary()
@@ -369,6 +369,8 @@ def test_a_biased_encoding_is_found_out() -> None:
     class Careless:
         """Draws from another distribution than the teacher's."""
 
+        vocabulary = 40
+
         def __init__(self) -> None:
             self.inner = get_encoding({"encoding": "sampled", "draws": 10}, 40)
             self.decode = self.inner.decode
@@ -376,11 +378,11 @@ def test_a_biased_encoding_is_found_out() -> None:
         def encode(self, rows: torch.Tensor, key: str) -> bytes:
             return self.inner.encode(rows * 0.7, key)
 
-    found = Divergence(Careless(), 40)  # type: ignore[arg-type]
+    found = Divergence(Careless())  # type: ignore[arg-type]
     found.add(logits(300, 40), "a")
     summary = found.summary()
     assert summary["bias_squared"] > 5 * summary["bias_squared_error"]
 
 
 def test_nothing_measured_is_an_empty_summary() -> None:
-    assert Divergence(get_encoding({"encoding": "full"}, 4), 4).summary() == {}
+    assert Divergence(get_encoding({"encoding": "full"}, 4)).summary() == {}
