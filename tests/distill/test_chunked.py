@@ -14,14 +14,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from paredown.distill.chunked import (
-    Head,
-    LiveTeacher,
     TokenTerm,
     chunk_size,
     chunked_loss,
     chunked_terms,
 )
 from paredown.distill.divergences import DIVERGENCES, divergence
+from paredown.distill.heads import Head, LiveTeacher
 from paredown.distill.token_targets import Full, Sampled, Targets, TopK
 from paredown.eval.errors import RecipeError
 
@@ -148,7 +147,9 @@ def test_two_terms_in_one_pass_in_each_precision(
     assert_same(made, gradients(expected, hidden, head), tolerance)
     exact, whole = student()
     if dtype == torch.bfloat16:
-        for x, y in zip((exact, whole.weight, whole.bias), (hidden, head.weight, head.bias), strict=True):
+        for x, y in zip(
+            (exact, whole.weight, whole.bias), (hidden, head.weight, head.bias), strict=True
+        ):
             assert x is not None and y is not None
             x.data = y.data.float()
         loss = chunked_loss(exact, whole, terms, targets, labels=labels)
@@ -164,7 +165,9 @@ def test_a_live_teacher_is_the_same_as_its_logits(name: str, width: int) -> None
     hidden, head = student()
     recorded = Full(teacher.logits(teacher_hidden).detach())
     labels = labels_of()
-    live = chunked_loss(hidden, head, terms, LiveTeacher(teacher_hidden, teacher), labels=labels, chunk=3)
+    live = chunked_loss(
+        hidden, head, terms, LiveTeacher(teacher_hidden, teacher), labels=labels, chunk=3
+    )
     read = chunked_loss(hidden, head, terms, recorded, labels=labels, chunk=5)
     assert live.item() == pytest.approx(read.item(), rel=1e-5)
     assert_same(gradients(live, hidden, head), gradients(read, hidden, head))
@@ -220,7 +223,9 @@ def test_each_term_is_told_apart() -> None:
     assert total.item() == pytest.approx(0.25 * each[0].item() + 0.5 * each[1].item())
     assert not each.requires_grad
     for term, value in zip(terms, each, strict=True):
-        alone = chunked_loss(hidden, head, [TokenTerm(term.name)], targets_of("full"), labels=labels_of())
+        alone = chunked_loss(
+            hidden, head, [TokenTerm(term.name)], targets_of("full"), labels=labels_of()
+        )
         assert alone.item() == pytest.approx(value.item())
 
 
@@ -333,7 +338,9 @@ def test_targets_are_left_as_they_were() -> None:
     full = targets_of("full")
     assert isinstance(full, Full)
     before = full.logits.clone()
-    chunked_loss(hidden, head, [TokenTerm("reverse_kl", 1.0, {"temperature": 2.0})], full).backward()
+    chunked_loss(
+        hidden, head, [TokenTerm("reverse_kl", 1.0, {"temperature": 2.0})], full
+    ).backward()
     assert torch.equal(full.logits, before)
 
 
@@ -350,7 +357,11 @@ def test_chunks_are_chosen_by_the_vocabulary() -> None:
         ([("forward_kl", {})], {}, "needs a teacher"),
         ([("cross_entropy", {})], {}, "needs labels"),
         ([("reverse_kl", {})], {"teacher": targets_of("sampled")}, "not defined on sampled"),
-        ([("forward_kl", {})], {"teacher": targets_of("full", rows=3)}, "11 positions and the teacher 3"),
+        (
+            [("forward_kl", {})],
+            {"teacher": targets_of("full", rows=3)},
+            "11 positions and the teacher 3",
+        ),
         ([("cross_entropy", {})], {"labels": torch.full((N,), V)}, "no token of the student"),
         ([("cross_entropy", {})], {"labels": labels_of(), "chunk": 0}, "at least 1 position"),
     ],

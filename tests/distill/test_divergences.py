@@ -170,7 +170,9 @@ def test_permuting_the_vocabulary_changes_nothing(
     order = torch.from_numpy(np.random.default_rng(seed).permutation(8))
     back = torch.argsort(order)
     whole = divergence(name, s, Full(t), **options)
-    assert torch.allclose(divergence(name, s[:, order], Full(t[:, order]), **options), whole, atol=1e-5)
+    assert torch.allclose(
+        divergence(name, s[:, order], Full(t[:, order]), **options), whole, atol=1e-5
+    )
     some = topk(t, 3)
     moved = TopK(back[some.ids], some.log_probs, some.rest)
     before = divergence(name, s, some, **options)
@@ -192,7 +194,9 @@ def test_cross_entropy_is_the_formula_and_0_without_a_label() -> None:
     s, labels = draw(0, 4, 6), torch.tensor([2, -100, 5, 0])
     found = divergence("cross_entropy", s, labels=labels)
     q = probabilities(s)
-    assert found.tolist() == pytest.approx([-np.log(q[0, 2]), 0, -np.log(q[2, 5]), -np.log(q[3, 0])])
+    assert found.tolist() == pytest.approx(
+        [-np.log(q[0, 2]), 0, -np.log(q[2, 5]), -np.log(q[3, 0])]
+    )
 
 
 def gradient(student: torch.Tensor, targets: Targets) -> torch.Tensor:
@@ -233,7 +237,9 @@ def test_logits_of_different_width_are_compared_over_the_ids_both_have(
     s, t = draw(0, 3, 6), draw(1, 3, 9)
     narrow = divergence(name, s, Full(t[:, :6]), **options)
     assert torch.equal(divergence(name, s, Full(t), **options), narrow)
-    assert torch.equal(divergence(name, t, Full(s), **options), divergence(name, t[:, :6], Full(s), **options))
+    assert torch.equal(
+        divergence(name, t, Full(s), **options), divergence(name, t[:, :6], Full(s), **options)
+    )
     fewer = divergence(name, s, Full(t), shared=4, **options)
     assert torch.equal(fewer, divergence(name, s[:, :4], Full(t[:, :4]), **options))
     some = topk(t, 9)  # ids 6 to 8 are none of the student's: left out, the rest renormalised
