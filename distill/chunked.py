@@ -96,7 +96,8 @@ def chunked_terms(
     counts positions that have one; the others count all. Gradients go to ``hidden`` and to the
     head's weight and bias where these want them; to the teacher never. They are exact but for
     rounding: chunks are summed in float32, and in bf16 the products of a chunk are rounded to bf16
-    (relative error 2⁻⁹ of each) before that. The backward pass can run once. Under autocast the
+    (relative error 2⁻⁹ of each) before that; in fp16 small ones become 0. The backward pass can
+    run once. Under autocast the
     products are made in its dtype. Nothing is computed for positions of weight 0.
 
     Args:
