@@ -23,9 +23,10 @@ from .divergences import (
     check_targets,
     divergence,
     get_divergence,
-    needed,
+    missing,
     resolve_options,
 )
+from .heads import Head, LiveTeacher
 from .slopes import label_value_and_gradient, value_and_gradient
 from .token_targets import Full, Sampled, Targets, TopK
 
@@ -33,58 +34,6 @@ CHUNK_NUMBERS = 20_000_000
 """Logits in a chunk, about: 80 MB in float32, of which three exist at once with a live teacher."""
 SLAB_NUMBERS = 16_000_000
 """Numbers of the head's gradient made at a time where it is not summed in place."""
-
-
-@dataclass(frozen=True)
-class Head:
-    """An output head: logits = softcap · tanh(scale · (W h + b) / softcap).
-
-    Attributes:
-        weight: W, (V, H).
-        bias: b, (V,).
-        scale: A factor (Cohere's ``logit_scale``, 1 / Granite's ``logits_scaling``).
-        softcap: The bound of Gemma's ``final_logit_softcapping``; None for none.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def logits(self, hidden: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """The logits of some positions.
-
-        The product is rounded to ``dtype``, as a model's own forward pass does.
-
-        Args:
-            hidden: (N, H).
-            dtype: What to multiply in; that of ``hidden`` where None.
-
-        Returns:
-            (N, V) float32, a new tensor.
-        """
-        dtype = dtype or hidden.dtype
-        out = torch.mm(hidden.to(dtype), self.weight.to(dtype).T).float()
-        if self.bias is not None:
-            out += self.bias.float()
-        if self.scale != 1:
-            out *= self.scale
-        if self.softcap is not None:
-            out = (out / self.softcap).tanh() * self.softcap
-        return out
-
-
-@dataclass(frozen=True)
-class LiveTeacher:
-    """A teacher whose logits are made chunk by chunk, beside the student's.
-
-    Attributes:
-        hidden: Its last hidden states at the student's positions, (N, H_t).
-        head: Its output head.
-    """
-
-    hidden: Tensor
-    head: Head
 
 
 @dataclass(frozen=True)
@@ -147,7 +96,8 @@ def chunked_terms(
     counts positions that have one; the others count all. Gradients go to ``hidden`` and to the
     head's weight and bias where these want them; to the teacher never. They are exact but for
     rounding: chunks are summed in float32, and in bf16 the products of a chunk are rounded to bf16
-    (relative error 2⁻⁹ of each) before that. The backward pass can run once. Under autocast the
+    (relative error 2⁻⁹ of each) before that; in fp16 small ones become 0. The backward pass can
+    run once. Under autocast the
     products are made in its dtype. Nothing is computed for positions of weight 0.
 
     Args:
@@ -177,7 +127,7 @@ def chunked_terms(
     dtype = hidden.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    work = _Work(
+    work = _Pass(
         head, tuple(terms), teacher, labels, w.detach(), divisor, shared,
         chunk or chunk_size(len(head.weight)), dtype, torch.is_grad_enabled(),
     )  # fmt: skip
@@ -206,12 +156,16 @@ def _check(
         raise RecipeError("distill.losses is empty: name at least one loss.")
     if chunk is not None and chunk < 1:
         raise RecipeError(f"A chunk has at least 1 position, not {chunk}.")
-    kind = {TopK: "topk", Sampled: "sampled"}.get(type(teacher), "full")  # type: ignore[call-overload]
+    kind = "full"
+    if isinstance(teacher, TopK | Sampled):
+        kind = "topk" if isinstance(teacher, TopK) else "sampled"
     for term in terms:
         if term.needs_labels:
-            needed(labels, term.name, "labels")
+            if labels is None:
+                raise missing(term.name, "labels")
         else:
-            needed(teacher, term.name, "a teacher's targets")
+            if teacher is None:
+                raise missing(term.name, "a teacher's targets")
             check_targets(term.name, kind, term.options["temperature"])
     positions = teacher.hidden if isinstance(teacher, LiveTeacher) else teacher
     for what, value in (("teacher", positions), ("labels", labels), ("weights", weights)):
@@ -223,7 +177,7 @@ def _check(
 
 
 @dataclass
-class _Work:
+class _Pass:
     """All that the forward pass reads but does not differentiate."""
 
     head: Head
@@ -237,6 +191,15 @@ class _Work:
     dtype: torch.dtype
     gradients: bool
     scales: Tensor = field(init=False)
+    rooms: dict[str, Tensor] = field(default_factory=dict)
+
+    def room(self, name: str, rows: int, width: int) -> Tensor:
+        """Memory for a chunk, the same each time: fresh pages cost as much as an exp over them."""
+        held = self.rooms.get(name)
+        if held is None or len(held) < rows:
+            held = torch.empty(rows, width, dtype=torch.float32, device=self.weights.device)
+            self.rooms[name] = held
+        return held[:rows]
 
     def factors(self) -> Tensor:
         """1 / Σ w of each term, (terms,); 0 where nothing counts."""
@@ -256,53 +219,64 @@ class _Work:
         """The positions of each chunk; those of weight 0 are in none."""
         kept = self.weights.nonzero()[:, 0]
         if len(kept) < len(self.weights):
-            return list(kept.split(self.chunk)) if len(kept) else []
+            return [kept[i : i + self.chunk] for i in range(0, len(kept), self.chunk)]
         return [slice(i, i + self.chunk) for i in range(0, len(kept), self.chunk)]
 
     def targets(self, part: Tensor | slice, made: Tensor | None, last: bool) -> Targets | None:
         """The teacher's targets of a chunk; logits are a copy, to be overwritten."""
+        teacher = self.teacher
         if made is not None:
             return Full(made if last else made.clone())
-        teacher = self.teacher
         if isinstance(teacher, Full):
-            return Full(teacher.logits[part].to(torch.float32, copy=True))
+            given = teacher.logits[part]
+            return Full(self.room("teacher", *given.shape).copy_(given))
         if isinstance(teacher, TopK):
             return TopK(teacher.ids[part], teacher.log_probs[part], teacher.rest[part])
         if isinstance(teacher, Sampled):
             return Sampled(teacher.ids[part], teacher.weights[part])
         return None
 
+    def term(
+        self, term: TokenTerm, logits: Tensor, targets: Targets | None, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """A term's values at the positions of a chunk, and its gradient, in the logits' place."""
+        if not self.gradients:
+            return divergence(term.name, logits, targets, labels, self.shared, **term.options), None
+        spare = self.room("spare", *logits.shape)
+        if targets is not None:
+            return value_and_gradient(
+                term.name, logits, targets, self.shared, dict(term.options), spare
+            )
+        if labels is None:
+            raise missing(term.name, "labels")
+        return label_value_and_gradient(logits, labels, spare)
+
     def run(self, hidden: Tensor, part: Tensor | slice) -> tuple[Tensor, Tensor | None]:
-        """A chunk's Σ w d of each term, and the gradient of the loss to its logits."""
-        logits = self.head.logits(hidden, self.dtype)
-        made = None
+        """A chunk's Σ w d of each term, and the gradient of the loss to W h + b."""
+        head, softcap, made = self.head, self.head.softcap, None
+        into = self.room("student", len(hidden), len(head.weight))
+        logits = head.logits(hidden, self.dtype, into)
         if isinstance(self.teacher, LiveTeacher):
-            made = self.teacher.head.logits(self.teacher.hidden[part])
+            known = self.teacher.head
+            into = self.room("teacher", len(hidden), len(known.weight))
+            made = known.logits(self.teacher.hidden[part], into=into)
+        capped = logits.clone() if self.gradients and softcap is not None else None
+        labels = None if self.labels is None else self.labels[part]
+        asked = [i for i, term in enumerate(self.terms) if not term.needs_labels]
         w, sums, total = self.weights[part], [], None
-        capped = logits.clone() if self.gradients and self.head.softcap is not None else None
         for i, term in enumerate(self.terms):
-            last = i == len(self.terms) - 1
-            labels = None if self.labels is None else self.labels[part]
-            targets = None if term.needs_labels else self.targets(part, made, last)
-            if not self.gradients:
-                values = divergence(term.name, logits, targets, labels, self.shared, **term.options)
-                sums.append((values * w).sum())
-                continue
-            own = logits if last else logits.clone()
-            if term.needs_labels:
-                values, slope = label_value_and_gradient(own, needed(labels, term.name, "labels"))
-            else:
-                known = needed(targets, term.name, "a teacher's targets")
-                values, slope = value_and_gradient(
-                    term.name, own, known, self.shared, dict(term.options)
-                )
+            targets = self.targets(part, made, i == asked[-1]) if i in asked else None
+            own = logits if i == len(self.terms) - 1 else logits.clone()
+            values, slope = self.term(term, own, targets, labels)
             sums.append((values * w).sum())
-            slope.mul_((w * self.scales[i])[:, None])
-            total = slope if total is None else total.add_(slope)
-        if total is not None and capped is not None and self.head.softcap is not None:
-            total.mul_(capped.div_(self.head.softcap).square_().neg_().add_(1))
-        if total is not None and self.head.scale != 1:
-            total.mul_(self.head.scale)
+            if slope is not None:
+                slope.mul_((w * self.scales[i])[:, None])
+                total = slope if total is None else total.add_(slope)
+        if total is not None:
+            if capped is not None and softcap is not None:
+                total.mul_(capped.div_(softcap).square_().neg_().add_(1))
+            if head.scale != 1:
+                total.mul_(head.scale)
         return torch.stack(sums), total
 
 
@@ -311,7 +285,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: _Work
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: _Pass
     ) -> tuple[Tensor, Tensor]:
         """Goes through the chunks."""
         wanted = [work.gradients and need for need in ctx.needs_input_grad[:3]]

@@ -4,8 +4,8 @@ Each is a formula over two lists of log-probabilities, log p (the teacher's) and
 student's), and is 0 where they are equal. What the lists are depends on the targets:
 
 - `Full`: all ids that both have, renormalised there.
-- `TopK`: the K ids, and one bucket for all others together. A tail that has the student's shape and
-  the recorded mass r, p_j = r · q_j / Q for j outside the K (Q is the student's mass there), has the
+- `TopK`: the K ids, and one bucket for all others together. A tail with the student's shape and the
+  recorded mass r, p_j = r · q_j / Q for j outside the K (Q is the student's mass there), has the
   same ratio p_j / q_j = r / Q everywhere. A divergence of the form Σ q f(p / q), and all of these
   are, therefore takes the value Q f(r / Q) over that tail: that of the bucket. Its gradient is the
   bucket's too, whether or not it flows through the tail's shape. So what is computed is exactly the
@@ -23,7 +23,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -35,7 +34,6 @@ from .token_targets import Full, Sampled, Targets, TopK
 
 IGNORED = -100
 """A label that is none."""
-T = TypeVar("T")
 
 
 def forward_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -65,7 +63,7 @@ def reverse_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def jsd(log_p: Tensor, log_q: Tensor, beta: float = 0.5) -> Tensor:
-    """β KL(p ‖ m) + (1 − β) KL(q ‖ m), m = β p + (1 − β) q: generalised JSD, GKD (arXiv 2306.13649).
+    """β KL(p ‖ m) + (1 − β) KL(q ‖ m), m = β p + (1 − β) q, of GKD (arXiv 2306.13649).
 
     β is the teacher's share of the mixture. The formula is 0 at both ends, but JSD(β) / β tends to
     KL(p ‖ q) for β → 0 and JSD(β) / (1 − β) to KL(q ‖ p) for β → 1. These limits are what β = 0
@@ -262,9 +260,10 @@ def check_targets(name: str, kind: str, temperature: float = 1.0) -> None:
     entry = get_divergence(name)
     if not entry.needs_labels and kind not in entry.reads:
         raise RecipeError(
-            f"The loss '{name}' is not defined on {kind} targets: it is not linear in the teacher's "
-            f"probabilities, so the mean over draws is not its value and ids that were not drawn "
-            f"would count as impossible. Use forward_kl, or record the encoding full or topk."
+            f"The loss '{name}' is not defined on {kind} targets: it is not linear in the "
+            f"teacher's probabilities, so the mean over draws is not its value and ids that were "
+            f"not drawn would count as impossible. Use forward_kl, or record the encoding full "
+            f"or topk."
         )
     if kind == "sampled" and temperature != 1:
         raise RecipeError(
@@ -315,8 +314,11 @@ def divergence(
     """
     entry, options = get_divergence(name), resolve_options(name, options)
     if entry.needs_labels:
-        return cross_entropy(student, needed(labels, name, "labels"))
-    targets = needed(targets, name, "a teacher's targets")
+        if labels is None:
+            raise missing(name, "labels")
+        return cross_entropy(student, labels)
+    if targets is None:
+        raise missing(name, "a teacher's targets")
     temperature = options.pop("temperature")
     check_targets(name, _KINDS[type(targets)], temperature)
     width = common_width(student.shape[-1], targets, shared)
@@ -332,12 +334,6 @@ def divergence(
     return entry.function(log_p, log_q, **options) * temperature**2
 
 
-def needed(value: T | None, name: str, what: str) -> T:
-    """The value, which the loss cannot do without.
-
-    Raises:
-        RecipeError: If it is not there.
-    """
-    if value is None:
-        raise RecipeError(f"The loss '{name}' needs {what}, and none were given.")
-    return value
+def missing(name: str, what: str) -> RecipeError:
+    """The error for something that a loss cannot do without."""
+    return RecipeError(f"The loss '{name}' needs {what}, and none were given.")

@@ -1,4 +1,4 @@
-"""Student and teacher over the same outcomes: ids both have, a top-k's ids and a bucket, or draws."""
+"""Student and teacher over the same outcomes: ids both have, a top-k and its rest, or draws."""
 
 from __future__ import annotations
 

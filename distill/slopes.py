@@ -27,57 +27,61 @@ from .outcomes import (
 from .token_targets import Full, Sampled, Targets, TopK
 
 Slope = Callable[..., tuple[Tensor, Tensor]]
-"""(log p, log q, **options) → values, (N,), and ψ, (N, C). It may overwrite log p, never log q."""
+"""(log p, log q, spare, **options) → values, (N,), and ψ, (N, C).
+
+It may overwrite log p and ``spare``, which is as large, and return either; never log q."""
 
 
-def forward_kl(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+def forward_kl(log_p: Tensor, log_q: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
     """ψ = −p."""
-    p = log_p.exp()
+    p = torch.exp(log_p, out=spare)
     return log_p.sub_(log_q).mul_(p).sum(-1), p.neg_()
 
 
-def reverse_kl(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+def reverse_kl(log_p: Tensor, log_q: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
     """ψ = q (log q − log p)."""
-    psi = log_p.neg_().add_(log_q).mul_(log_q.exp())
+    psi = log_p.neg_().add_(log_q).mul_(torch.exp(log_q, out=spare))
     return psi.sum(-1), psi
 
 
-def jsd(log_p: Tensor, log_q: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+def jsd(log_p: Tensor, log_q: Tensor, spare: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """ψ = (1 − β) q (log q − log m); what m itself contributes cancels."""
     if beta == 0:
-        return forward_kl(log_p, log_q)
+        return forward_kl(log_p, log_q, spare)
     if beta == 1:
-        return reverse_kl(log_p, log_q)
+        return reverse_kl(log_p, log_q, spare)
     log_m = mixture(log_p, log_q, beta)
-    p = log_p.exp()
+    p = torch.exp(log_p, out=spare)
     teachers = log_p.sub_(log_m).mul_(p).sum(-1)
     torch.sub(log_q, log_m, out=log_m)
     psi = log_m.mul_(torch.exp(log_q, out=p)).mul_(1 - beta)
     return beta * teachers + psi.sum(-1), psi
 
 
-def skewed_kl(log_p: Tensor, log_q: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+def skewed_kl(log_p: Tensor, log_q: Tensor, spare: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """ψ = −(1 − α) p q / m."""
     log_m = mixture(log_p, log_q, alpha)
-    p = log_p.exp()
+    p = torch.exp(log_p, out=spare)
     values = log_p.sub_(log_m).mul_(p).sum(-1)
     psi = torch.sub(log_q, log_m, out=log_m).exp_().mul_(p).mul_(alpha - 1)
     return values, psi
 
 
-def skewed_reverse_kl(log_p: Tensor, log_q: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+def skewed_reverse_kl(
+    log_p: Tensor, log_q: Tensor, spare: Tensor, alpha: float
+) -> tuple[Tensor, Tensor]:
     """ψ = q (log q − log m − α q / m)."""
     log_m = mixture(log_p, log_q, 1 - alpha)
     ratio = torch.sub(log_q, log_m, out=log_m)
     q = torch.exp(log_q, out=log_p)
-    share = ratio.exp().mul_(alpha).mul_(q)
+    share = torch.exp(ratio, out=spare).mul_(alpha).mul_(q)
     psi = ratio.mul_(q)
     return psi.sum(-1), psi.sub_(share)
 
 
-def total_variation(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+def total_variation(log_p: Tensor, log_q: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
     """ψ = ½ q sign(q − p)."""
-    q = log_q.exp()
+    q = torch.exp(log_q, out=spare)
     gap = torch.sub(q, log_p.exp_(), out=log_p)
     return 0.5 * gap.abs().sum(-1), gap.sign_().mul_(q).mul_(0.5)
 
@@ -98,6 +102,7 @@ def value_and_gradient(
     targets: Targets,
     shared: int | None,
     options: dict[str, float],
+    spare: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """A divergence from the teacher and its gradient, in the place of the logits.
 
@@ -107,6 +112,7 @@ def value_and_gradient(
         targets: The teacher's; the logits of `Full` are float32 and overwritten.
         shared: As `divergences.divergence` takes it.
         options: All options of the divergence.
+        spare: Memory to work in, (N, V) float32; overwritten.
 
     Returns:
         Values, (N,), and the gradient of each with respect to its logits, (N, V).
@@ -114,15 +120,15 @@ def value_and_gradient(
     options = dict(options)
     temperature = options.pop("temperature")
     width = common_width(logits.shape[-1], targets, shared)
-    part = logits[:, :width]
+    part, spare = logits[:, :width], spare[:, :width]
     if temperature != 1:
         part.div_(temperature)
     if isinstance(targets, Full):
-        values, slope = _full(SLOPES[name], part, targets, temperature, options)
+        values, slope = _full(SLOPES[name], part, targets, temperature, options, spare)
     elif isinstance(targets, TopK):
         values, slope = _topk(SLOPES[name], part, targets, temperature, options)
     else:
-        values, slope = _sampled(part, targets)
+        values, slope = _sampled(part, targets, spare)
     if temperature != 1:
         values, slope = values * temperature**2, slope.mul_(temperature)
     if width < logits.shape[-1]:
@@ -133,38 +139,48 @@ def value_and_gradient(
     return values, slope
 
 
-def label_value_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def label_value_and_gradient(
+    logits: Tensor, labels: Tensor, spare: Tensor
+) -> tuple[Tensor, Tensor]:
     """−log q[y] and its gradient q − [y], in the place of the logits; 0 where there is no label.
 
     Args:
         logits: (N, V) float32; overwritten.
         labels: (N,) int64.
+        spare: Memory to work in, (N, V) float32; overwritten.
 
     Returns:
         Values, (N,), and the gradient, (N, V).
     """
     counts = (labels != IGNORED)[:, None]
     ids = labels.clamp(min=0)[:, None]
-    log_q = log_softmax_(logits)
+    log_q = log_softmax_(logits, spare)
     values = -(log_q.gather(-1, ids) * counts)[:, 0]
     slope = log_q.exp_().mul_(counts)
     return values, slope.scatter_add_(-1, ids, -counts.float())
 
 
-def log_softmax_(logits: Tensor) -> Tensor:
-    """Log softmax in the place of its argument."""
-    return logits.sub_(logits.logsumexp(-1, keepdim=True))
+def log_softmax_(logits: Tensor, spare: Tensor) -> Tensor:
+    """Log softmax in the place of its argument; ``spare`` is overwritten."""
+    logits.sub_(logits.amax(-1, keepdim=True))
+    return logits.sub_(torch.exp(logits, out=spare).sum(-1, keepdim=True).log_())
 
 
 def _full(
-    slope: Slope, part: Tensor, targets: Full, temperature: float, options: dict[str, float]
+    slope: Slope,
+    part: Tensor,
+    targets: Full,
+    temperature: float,
+    options: dict[str, float],
+    spare: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Over all ids that are compared."""
     teacher = targets.logits[:, : part.shape[-1]]
     if temperature != 1:
         teacher.div_(temperature)
-    log_q, log_p = log_softmax_(part), log_softmax_(teacher).clamp_(min=FLOOR)
-    values, psi = slope(log_p, log_q, **options)
+    log_q = log_softmax_(part, spare)
+    log_p = log_softmax_(teacher, spare).clamp_(min=FLOOR)
+    values, psi = slope(log_p, log_q, spare, **options)
     total = psi.sum(-1, keepdim=True)
     return values, log_q.exp_().mul_(total).neg_().add_(psi)
 
@@ -182,7 +198,7 @@ def _topk(
     log_p = bucketed_teacher(targets, counts, tail, plain, temperature)
     log_q = torch.cat([picked.masked_fill(~counts, ABSENT), tail], -1)
     log_q = (log_q - log_q.logsumexp(-1, keepdim=True)).masked_fill(unused(counts, tail), FLOOR)
-    values, psi = slope(log_p, log_q.clone(), **options)
+    values, psi = slope(log_p, log_q, torch.empty_like(log_p), **options)
     gradient = psi - log_q.exp() * psi.sum(-1, keepdim=True)  # (N, K + 1)
     spread = part.sub_(tail).exp_().mul_(gradient[:, -1:].masked_fill(tail < ABSENT / 2, 0))
     # a place that does not count repeats the first that does, and must bring the same number there
@@ -191,10 +207,10 @@ def _topk(
     return values, spread.scatter_(-1, ids, torch.where(any_counts, own, spread.gather(-1, ids)))
 
 
-def _sampled(part: Tensor, targets: Sampled) -> tuple[Tensor, Tensor]:
+def _sampled(part: Tensor, targets: Sampled, spare: Tensor) -> tuple[Tensor, Tensor]:
     """Forward KL to the draws: q − w; nothing where no draw fell on an id that is compared."""
     ids, weights = usable_draws(targets, part.shape[-1])
-    log_q = log_softmax_(part)
+    log_q = log_softmax_(part, spare)
     values = draws_kl(log_q.gather(-1, ids), weights)
     slope = log_q.exp_().mul_(weights.sum(-1, keepdim=True))
     return values, slope.scatter_add_(-1, ids, -weights)

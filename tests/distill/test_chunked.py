@@ -14,14 +14,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from paredown.distill.chunked import (
-    Head,
-    LiveTeacher,
     TokenTerm,
     chunk_size,
     chunked_loss,
     chunked_terms,
 )
 from paredown.distill.divergences import DIVERGENCES, divergence
+from paredown.distill.heads import Head, LiveTeacher
 from paredown.distill.token_targets import Full, Sampled, Targets, TopK
 from paredown.eval.errors import RecipeError
 
