@@ -74,7 +74,7 @@ class FaultServer:
             of a good answer; None for the usual one.
         asked: How often each last message came.
         keys: The Authorization headers seen.
-        bodies: The bodies seen.
+        bodies: The bodies seen; ``headers`` and ``times`` (of arrival) are in the same order.
         most_in_flight: The largest number of requests at work at once.
     """
 
@@ -85,6 +85,7 @@ class FaultServer:
         self.asked: Counter[str] = Counter()
         self.keys: Counter[str | None] = Counter()
         self.bodies: list[dict[str, Any]] = []
+        self.headers: list[str] = []
         self.times: list[float] = []
         self.in_flight = self.most_in_flight = 0
         self.lock = threading.Lock()
@@ -115,6 +116,7 @@ class FaultServer:
                     number = server.requests
                     server.asked[body["messages"][-1]["content"]] += 1
                     server.keys[self.headers["Authorization"]] += 1
+                    server.headers.append(str(self.headers))
                     server.bodies.append(body)
                     server.times.append(time.monotonic())
                     server.in_flight += 1
