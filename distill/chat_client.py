@@ -127,7 +127,8 @@ class ChatClient:
         return Failure(
             f"{self.settings.base_url} was asked for the {self.settings.top_logprobs} largest "
             f"log-probabilities of each token and gave {given}. Choose a server that gives them "
-            "(vLLM, OpenAI), or set teacher.endpoint.top_logprobs: 0 to record texts alone, for a loss that "
+            "(vLLM, OpenAI), or set teacher.endpoint.top_logprobs: 0 to record texts alone, for "
+            "a loss that "
             "needs no more.",
             again=False,
             billed=True,

@@ -77,7 +77,8 @@ class BudgetSpent(RunError):
             f"{summary.rows:,} rows are recorded, {summary.missing:,} are missing (so far "
             f"{summary.requests:,} requests, {summary.prompt_tokens + summary.completion_tokens:,} "
             f"tokens, ${summary.usd:.2f}; the next request could pass the limit). Raise "
-            f"teacher.endpoint.budget_{summary.stopped_by} and run the same command again: it goes on from "
+            f"teacher.endpoint.budget_{summary.stopped_by} and run the same command again: it "
+            "goes on from "
             f"there. The answers are in '{folder}'."
         )
 
@@ -255,7 +256,8 @@ class _Recording:
             if answer.shape and shapes > min(SHAPE_RETRIES, self.settings.retries):
                 raise RunError(
                     f"{self.settings.base_url} is no chat server, or is broken: {shapes} times the "
-                    f"answer was no chat completion ({answer.why}). Check teacher.endpoint.base_url: it is "
+                    f"answer was no chat completion ({answer.why}). Check "
+                    "teacher.endpoint.base_url: it is "
                     "what /chat/completions follows, and mostly ends in /v1."
                 )
             if not answer.again:
@@ -263,7 +265,8 @@ class _Recording:
             if attempt >= self.settings.retries:
                 raise RunError(
                     f"The row '{request.key}' has no answer after {attempt + 1} tries: "
-                    f"{answer.why}. teacher.endpoint.retries, teacher.endpoint.timeout_s and a smaller "
+                    f"{answer.why}. teacher.endpoint.retries, teacher.endpoint.timeout_s and a "
+                    "smaller "
                     "teacher.endpoint.concurrency may help."
                 )
             await self._wait(answer, attempt)

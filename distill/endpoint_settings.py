@@ -135,23 +135,28 @@ class EndpointSettings:
             ]
         if parts.query or parts.fragment:
             return [
-                "teacher.endpoint.base_url ends in a query ('?…') or fragment ('#…'), where keys hide; give "
+                "teacher.endpoint.base_url ends in a query ('?…') or fragment ('#…'), where keys "
+                "hide; give "
                 "the address alone, and a key through teacher.endpoint.key_env."
             ]
         if parts.scheme not in ("http", "https") or not host:
             return [
-                f"teacher.endpoint.base_url is '{self.base_url}': expected http:// or https:// and a host, "
+                f"teacher.endpoint.base_url is '{self.base_url}': expected http:// or https:// "
+                "and a host, "
                 "e.g. http://localhost:8000/v1."
             ]
         if self.key_env and parts.scheme == "http" and not _loopback(host):
             if not self.allow_plain_http:
                 return [
-                    f"teacher.endpoint.base_url is plain http to '{host}': the key in {self.key_env} would "
-                    "be readable on the way. Use https, or set teacher.endpoint.allow_plain_http: true."
+                    f"teacher.endpoint.base_url is plain http to '{host}': the key in "
+                    f"{self.key_env} would "
+                    "be readable on the way. Use https, or set "
+                    "teacher.endpoint.allow_plain_http: true."
                 ]
         elif self.allow_plain_http:
             return [
-                "teacher.endpoint.allow_plain_http has no effect: no key goes over http to another machine. "
+                "teacher.endpoint.allow_plain_http has no effect: no key goes over http to "
+                "another machine. "
                 "Leave it out."
             ]
         return []
@@ -181,13 +186,15 @@ class EndpointSettings:
             )
         if self.budget_usd is not None and None in prices:
             problems.append(
-                "teacher.endpoint.budget_usd needs the prices: set teacher.endpoint.usd_per_million_input and "
+                "teacher.endpoint.budget_usd needs the prices: set "
+                "teacher.endpoint.usd_per_million_input and "
                 "teacher.endpoint.usd_per_million_output."
             )
         bounded = self.budget_usd is not None or self.budget_tokens is not None
         if bounded and self.longest_answer is None:
             problems.append(
-                "A budget in tokens or money needs teacher.endpoint.max_tokens: what the next request may "
+                "A budget in tokens or money needs teacher.endpoint.max_tokens: what the next "
+                "request may "
                 "cost is not known otherwise."
             )
         return problems
@@ -231,13 +238,16 @@ class EndpointSettings:
         value = os.environ.get(name, "").strip()
         if not value:
             raise RecipeError(
-                f"teacher.endpoint.key_env names the environment variable {name}, which is not set or "
-                f"empty. Set it (export {name}=…), or leave teacher.endpoint.key_env out for a server that "
+                f"teacher.endpoint.key_env names the environment variable {name}, which is not "
+                "set or "
+                f"empty. Set it (export {name}=…), or leave teacher.endpoint.key_env out for a "
+                "server that "
                 "needs no key."
             )
         if len(value) < SHORTEST_KEY or not all("!" <= c <= "~" for c in value):
             raise RecipeError(
-                f"The environment variable {name} (teacher.endpoint.key_env) holds no key: expected at "
+                f"The environment variable {name} (teacher.endpoint.key_env) holds no key: "
+                "expected at "
                 f"least {SHORTEST_KEY} printable ASCII characters without spaces. Leave "
                 "teacher.endpoint.key_env out for a server that needs no key."
             )

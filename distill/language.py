@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from transformers import TrainingArguments
 from ..eval.errors import RecipeError
 from ..eval.generating import generate
 from ..eval.models import TextModel
-from .chunked import Head, LiveTeacher, TokenTerm, chunked_terms
+from .chunked import TokenTerm, chunked_terms
 from .divergences import IGNORED
+from .heads import Head, LiveTeacher
 from .language_rows import LanguageRows, batch_of, join_targets
 from .trainer import TaskTrainer
 
@@ -272,7 +273,7 @@ class LanguageTrainer(TaskTrainer):
     ) -> None:
         """Saves each tensor once: a tied head is the embeddings."""
         if state_dict is None:
-            state_dict = self.model.state_dict()
+            state_dict = cast(nn.Module, self.model).state_dict()
         ignored = self.accelerator.unwrap_model(self.model)._keys_to_ignore_on_save or ()
         kept = {name: value for name, value in state_dict.items() if name not in ignored}
         super()._save(output_dir, kept)

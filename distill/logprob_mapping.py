@@ -297,7 +297,8 @@ class LogprobMapper:
         refused = sum(self.refused.values())
         todo = (
             "Set teacher.tokenizer to the tokenizer of the model that the server runs; with vLLM, "
-            "teacher.endpoint.extra_body: {return_tokens_as_token_ids: true} names tokens by their ids."
+            "teacher.endpoint.extra_body: {return_tokens_as_token_ids: true} names tokens by "
+            "their ids."
         )
         if refused > self.rows or not self.rows:
             raise RunError(

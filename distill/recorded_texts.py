@@ -38,7 +38,8 @@ def read_answers(path: Path, name: str) -> dict[str, Answer]:
     lacking = [column for column in ("prompt", "completion") if column not in table.columns]
     if lacking:
         raise RecipeError(
-            f"{name} ({path.name}): no column {' or '.join(map(repr, lacking))}; expected prompt and "
+            f"{name} ({path.name}): no column {' or '.join(map(repr, lacking))}; expected prompt "
+            "and "
             f"completion, and logprobs where there are any. It has: {', '.join(table.columns)}."
         )
     wanted = ["prompt", "completion", *(["logprobs"] if "logprobs" in table.columns else [])]

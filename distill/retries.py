@@ -141,7 +141,8 @@ def status_failure(
         )
     if asks_logprobs and status in (400, 422) and "logprob" in body.lower():
         return Failure(
-            f"{url} refuses log-probabilities ({told}). Lower teacher.endpoint.top_logprobs to what it "
+            f"{url} refuses log-probabilities ({told}). Lower teacher.endpoint.top_logprobs to "
+            "what it "
             "gives; with 0, texts alone are recorded, for a loss that needs no more.",
             again=False,
         )

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +109,9 @@ class TaskTrainer(Trainer):
                 for group in made.param_groups
             ]
             decay = self.args.weight_decay
-            made = MuonWithAdamW(self.model, self.args.learning_rate, decay, groups)
+            made = MuonWithAdamW(
+                cast(nn.Module, self.model), self.args.learning_rate, decay, groups
+            )
             self.optimizer = made
         return made
 

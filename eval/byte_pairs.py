@@ -6,6 +6,7 @@ process; here the pair that sorts first wins. Sennrich et al., arXiv 1508.07909.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -31,7 +32,7 @@ def learn_merges(words: Counter[str], count: int) -> list[Pair]:
     counts: Counter[Pair] = Counter()
     where: defaultdict[Pair, set[str]] = defaultdict(set)
     for word, symbols in split.items():
-        for pair in zip(symbols, symbols[1:], strict=False):
+        for pair in itertools.pairwise(symbols):
             counts[pair] += words[word]
             where[pair].add(word)
     merges: list[Pair] = []
@@ -45,9 +46,9 @@ def learn_merges(words: Counter[str], count: int) -> list[Pair]:
             new = _merged(old, best)
             split[word] = new
             for symbols, sign in ((old, -1), (new, 1)):
-                for pair in zip(symbols, symbols[1:], strict=False):
+                for pair in itertools.pairwise(symbols):
                     counts[pair] += sign * words[word]
-            for pair in zip(new, new[1:], strict=False):
+            for pair in itertools.pairwise(new):
                 where[pair].add(word)
         counts = +counts  # without those that are gone
     return merges

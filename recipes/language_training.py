@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from .store import Context
 
 if TYPE_CHECKING:
     from peft import LoraModel
+    from transformers import PreTrainedModel
 
     from ..distill.chunked import TokenTerm
     from ..distill.language import OnPolicy
@@ -126,7 +127,7 @@ def train_and_save(
     context.world.barrier()  # until all have read the best checkpoint
     if context.world.main:
         if adapters is not None:
-            model.backbone = adapters.merge_and_unload()  # type: ignore[operator]
+            model.backbone = cast("PreTrainedModel", adapters.merge_and_unload())
         save_model(model.cpu(), context.out / CHECKPOINT)
         history = json.dumps(trained.history, indent=1)
         (context.out / "history.json").write_text(history, encoding="utf-8")

@@ -50,7 +50,8 @@ def write_new_model(new: NewModel, data: Data, seed: int, folder: Path) -> None:
         )
         with torch.random.fork_rng(), no_loading_bar():
             torch.manual_seed(seed)
-            model: Any = transformers.AutoModelForCausalLM.from_config(config)
+            auto: Any = transformers.AutoModelForCausalLM
+            model = auto.from_config(config)
     except (ValueError, TypeError) as error:
         raise RecipeError(f"teacher.new.config: {error}") from error
     part = folder.with_name(folder.name + ".part")

@@ -94,7 +94,8 @@ def ask(
     context: Context,
 ) -> tuple[dict[str, list[Answer]], Summary]:
     """Asks the endpoint for every prompt that has no answer in the folder yet."""
-    from ..distill.answer_log import Request, read_answers
+    from ..distill.answer_log import read_answers
+    from ..distill.chat_client import Request
     from ..distill.endpoint import record_answers
     from ..distill.endpoint_settings import EndpointSettings
 
@@ -138,7 +139,8 @@ def on_file(teacher: Path, prompts: dict[str, list[str]]) -> dict[str, list[Answ
         for row, prompt in enumerate(texts):
             if prompt not in answers:
                 raise RecipeError(
-                    f"teacher.files.{split} ({path.name}): no recorded answer for {split} row {row} "
+                    f"teacher.files.{split} ({path.name}): no recorded answer for {split} row "
+                    f"{row} "
                     f"('{prompt[:60]}')."
                 )
         found[split] = [answers[prompt] for prompt in texts]

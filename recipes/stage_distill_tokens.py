@@ -230,7 +230,7 @@ def with_adapters(model: TextModel, settings: Lora) -> LoraModel:
     config = LoraConfig(
         task_type=TaskType.CAUSAL_LM,
         r=settings.r,
-        lora_alpha=settings.alpha,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft divides it, whole or not
         lora_dropout=settings.dropout,
         target_modules=settings.target_modules,
     )

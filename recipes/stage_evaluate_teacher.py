@@ -1,4 +1,4 @@
-"""Stage ``evaluate-teacher``: what an endpoint answers to the test prompts; a part of evaluation."""
+"""Stage ``evaluate-teacher``: what an endpoint answers to the test prompts, for evaluation."""
 
 from __future__ import annotations
 

@@ -198,7 +198,8 @@ def differing(
     test, metric = rows.data.split("test"), rows.metrics[0]
     shown = []
     for i in map(int, chosen):
-        row, said = test[i], {}
+        row: dict[str, Any] = test[i]
+        said: dict[str, Any] = {}
         for side, name in (("teacher", "teacher"), ("student", student)):
             said[side] = rows.answers[name][i].text[:TEXT_CHARACTERS]
             said[f"{side}_right"] = bool(scores[name].statistics[metric][i, 0] == 1)
