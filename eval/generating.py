@@ -90,7 +90,7 @@ def generate(
         raise RecipeError(f"max_new_tokens: expected at least 1, got {max_new_tokens}.")
     config = _configured(model, settings)
     limits = _limits(model, prompts, max_new_tokens)
-    sizes = [len(ids) + max_new_tokens for ids in prompts]
+    sizes = [len(ids) + limit for ids, limit in zip(prompts, limits, strict=True)]
     answer = _greedy if config is None and _steps(model) else _stock
     answers: list[Generated] = [Generated([], "", False)] * len(prompts)
     was_training = model.training
