@@ -44,7 +44,9 @@ def answer_flops(
     prefill = shape.flops(prompts) + head
     one = int(shape.flops(np.ones(1, np.int64))[0]) - 4 * shape.layers * shape.attention
     # attention is counted apart, by the keys it reads
-    keys = sum(_keys_read(prompts, steps, window) for window in windows(config))
+    keys = np.zeros(np.broadcast(prompts, steps).shape, dtype=np.int64)
+    for window in windows(config):
+        keys += _keys_read(prompts, steps, window)
     return prefill, steps * (one + head) + 4 * shape.attention * keys
 
 

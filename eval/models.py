@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .batching import token_batches
 from .encoding import Encoding, load_dense, read_encoding
 from .errors import RecipeError, RunError
-from .next_token import next_token, output_head
+from .next_token import next_token, output_head, stock_model
 from .tasks import Signal, Task
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class TextModel(nn.Module):
         Returns:
             (B, T, H); `head` makes logits of them.
         """
-        out = self.backbone.base_model(
+        out = stock_model(self.backbone).base_model(
             input_ids=input_ids, attention_mask=attention_mask, use_cache=False
         )
         found: Tensor = out.last_hidden_state

@@ -10,13 +10,19 @@ from torch import Tensor, nn
 from .errors import RunError
 
 
+def stock_model(backbone: Any) -> Any:
+    """The transformers model itself; peft's wrapper around it runs the same modules."""
+    inner = getattr(backbone, "get_base_model", None)
+    return backbone if inner is None else inner()
+
+
 def output_head(backbone: Any) -> nn.Linear:
     """The map from a token's state to the logits of the next token, (V, H) in ``weight``.
 
     Raises:
         RunError: If the model has none.
     """
-    found = backbone.get_output_embeddings()
+    found = stock_model(backbone).get_output_embeddings()
     if not isinstance(found, nn.Linear):
         raise RunError(
             f"{type(backbone).__name__} has no linear head over a vocabulary; `task: generation` "
@@ -49,6 +55,7 @@ def next_token(
         out.last_hidden_state = out.last_hidden_state[rows, last].unsqueeze(1)  # (B, 1, H)
         return out
 
+    backbone = stock_model(backbone)
     handle = backbone.base_model.register_forward_hook(keep_last)
     try:
         out = backbone(

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from paredown.eval.checkpoints import save_model
 from paredown.eval.cost import count_flops, row_flops
 from paredown.eval.errors import RunError
+from paredown.eval.generating import generate
 from paredown.eval.models import load_model
 from paredown.eval.tasks import GENERATION
 from paredown.prune import prune_model
@@ -106,6 +107,26 @@ def test_flops_of_a_row_are_those_of_the_layers_and_one_head(kind: str) -> None:
     model = language_model(kind)
     row = model.tokenize(["abcdefg"])[0]
     assert row_flops(model, [8]).tolist() == [count_flops(model, row)]
+
+
+def test_a_model_in_pefts_wrapper_says_and_writes_what_it_does_once_merged() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = language_model()
+    plain = model.predict(TEXTS)
+    lora = LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    model.backbone = get_peft_model(model.backbone, lora)
+    adapted = model.predict(TEXTS)
+    assert abs(adapted - plain).max() > 0.01
+    batch = model.collate(model.tokenize(TEXTS))
+    states = model.states(**batch).detach()
+    prompts = [row["input_ids"] for row in model.tokenize(TEXTS)]
+    answers = generate(model, prompts, max_new_tokens=5)
+    assert answers == generate(model, prompts, max_new_tokens=5, settings={"num_beams": 1})
+    model.backbone = model.backbone.merge_and_unload()
+    assert abs(adapted - model.predict(TEXTS)).max() < 1e-4
+    torch.testing.assert_close(states, model.states(**batch).detach(), rtol=1e-4, atol=1e-4)
+    assert answers == generate(model, prompts, max_new_tokens=5)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text"])
