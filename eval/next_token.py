@@ -31,6 +31,21 @@ def output_head(backbone: Any) -> nn.Linear:
     return found
 
 
+def check_causal(backbone: Any) -> None:
+    """Refuses what AutoModelForCausalLM loads and yet is no causal language model with a head.
+
+    Raises:
+        RunError: If it has no head, or its tokens see those behind them (BERT as it comes).
+    """
+    output_head(backbone)
+    if getattr(backbone.config, "is_decoder", None) is False:
+        raise RunError(
+            f"A checkpoint of '{backbone.config.model_type}' is an encoder: its tokens see what "
+            "comes after them, so it cannot write a text. `task: generation` needs a decoder, such "
+            "as llama, qwen3 or gemma3."
+        )
+
+
 def next_token(
     backbone: Any, input_ids: Tensor, attention_mask: Tensor, output_hidden_states: bool = False
 ) -> tuple[Tensor, tuple[Tensor, ...] | None]:

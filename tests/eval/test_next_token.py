@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from paredown.eval.checkpoints import save_model
 from paredown.eval.cost import count_flops, row_flops
@@ -100,6 +100,15 @@ def test_a_checkpoint_without_its_head_is_refused(tmp_path: Path) -> None:
     model.backbone.base_model.save_pretrained(tmp_path / "whole")
     with pytest.raises(RunError, match=r"lacks 1 weights of LlamaForCausalLM \(lm_head"):
         load_model(tmp_path / "whole", GENERATION)
+
+
+def test_an_encoder_is_no_language_model(tmp_path: Path) -> None:
+    names = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model("bert", vocab_size=261, intermediate_size=8, **names)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(RunError, match="'bert' is an encoder: its tokens see what comes after"):
+        load_model(tmp_path, GENERATION)
 
 
 @pytest.mark.parametrize("kind", KINDS)
