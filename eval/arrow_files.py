@@ -25,6 +25,7 @@ QUERIES = pa.schema(
         ("grades", pa.list_(pa.int64())),
     ]
 )
+PROMPTS = pa.schema([("prompt", pa.string()), ("completion", pa.string()), ("slice", pa.string())])
 COLLECTION = pa.schema([("text", pa.string()), ("id", pa.string())])
 
 

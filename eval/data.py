@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .columns import check_mapping
 from .errors import DataError, RecipeError, RunError
-from .sources import PYTHON_DOCS, open_source
+from .sources import BUILDERS, PYTHON_DOCS, open_source
 from .tasks import Task
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class DataSettings:
     """What a recipe's ``data`` says.
 
     Attributes:
-        source: ``python_docs`` or the name of a hub data set; files replace it.
+        source: ``python_docs``, ``query_filters`` or the name of a hub data set; files replace it.
         config: Configuration of the hub data set.
         revision: Its branch, tag or commit.
         files: Paths by ``train``, ``validation``, ``test``, ``collection`` and ``queries``.
@@ -71,10 +71,11 @@ def prepare_data(
 
     Args:
         settings: Where rows come from and what their columns are called.
-        task: Classification, or another task with a label or a document column.
+        task: Classification, or another task with a label, document or prompt column.
         out: The folder to write, made if it is not there. Nothing is written outside of it,
             except what the hub's clients keep in their cache.
-        seed: Decides which rows are set aside for validation, if any must be.
+        seed: Decides which rows are set aside for validation, if any must be, and which rows a
+            built-in source draws.
         progress: Called now and then with the number of rows read.
 
     Returns:
@@ -85,20 +86,36 @@ def prepare_data(
         DataError: If the rows do not make a task.
         RunError: If the hub is out of reach, or the disk is full.
     """
+    from .generation_rows import write_generation_rows
     from .labelled_rows import write_labelled_rows
     from .query_rows import write_query_rows
 
     kinds = {column.kind for column in task.columns}
     check_mapping(settings.columns, [column.name for column in task.columns])
     if settings.source == PYTHON_DOCS and not settings.files and "document" not in kinds:
-        raise RecipeError(f"data.source: {PYTHON_DOCS} has queries and texts, not classes.")
+        raise RecipeError(
+            f"data.source: {PYTHON_DOCS} has queries and texts, not classes or prompts."
+        )
+    if settings.source in BUILDERS and not settings.files and "prompt" not in kinds:
+        raise RecipeError(
+            f"data.source: {settings.source} has prompts and completions for generation, not for "
+            f"{task.name}."
+        )
     source = open_source(
-        settings.source, settings.files, config=settings.config, revision=settings.revision
+        settings.source,
+        settings.files,
+        config=settings.config,
+        revision=settings.revision,
+        seed=seed,
     )
     extra = [name for name in ("collection", "queries") if name in source.tables]
     if extra and "document" not in kinds:
         raise RecipeError(f"data.files.{extra[0]}: the task '{task.name}' has no collection.")
-    write = write_query_rows if "document" in kinds else write_labelled_rows
+    write: Callable[..., Any] = write_labelled_rows
+    if "document" in kinds:
+        write = write_query_rows
+    elif "prompt" in kinds:
+        write = write_generation_rows
     try:
         out.mkdir(parents=True, exist_ok=True)
         written = write(

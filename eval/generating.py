@@ -19,6 +19,7 @@ from torch import Tensor
 from .batching import token_batches
 from .errors import DataError, RecipeError, nearest
 from .models import TextModel, autocast, context_length
+from .next_token import stock_model
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -90,7 +91,7 @@ def generate(
         raise RecipeError(f"max_new_tokens: expected at least 1, got {max_new_tokens}.")
     config = _configured(model, settings)
     limits = _limits(model, prompts, max_new_tokens)
-    sizes = [len(ids) + max_new_tokens for ids in prompts]
+    sizes = [len(ids) + limit for ids, limit in zip(prompts, limits, strict=True)]
     answer = _greedy if config is None and _steps(model) else _stock
     answers: list[Generated] = [Generated([], "", False)] * len(prompts)
     was_training = model.training
@@ -131,7 +132,7 @@ def stop_tokens(model: TextModel) -> list[int]:
     Raises:
         RecipeError: If there is none.
     """
-    named = getattr(model.backbone.generation_config, "eos_token_id", None)
+    named = getattr(stock_model(model.backbone).generation_config, "eos_token_id", None)
     found = set(named if isinstance(named, list | tuple) else [named])
     found.add(model.tokenizer.eos_token_id)
     stops = sorted(int(token) for token in found if token is not None)
@@ -186,9 +187,10 @@ def _generation_config(**settings: Any) -> GenerationConfig:
 
 def _steps(model: TextModel) -> bool:
     """Whether the model can be run token by token here; others go through stock ``generate``."""
-    accepted = inspect.signature(model.backbone.forward).parameters
+    backbone = stock_model(model.backbone)
+    accepted = inspect.signature(backbone.forward).parameters
     needed = ("position_ids", "past_key_values", "logits_to_keep")
-    stateful = getattr(model.backbone, "_is_stateful", False)
+    stateful = getattr(backbone, "_is_stateful", False)
     return not stateful and all(name in accepted for name in needed)
 
 
@@ -212,7 +214,7 @@ def _greedy(
     """
     from transformers import DynamicCache
 
-    device = ids.device
+    device, backbone = ids.device, stock_model(model.backbone)
     stops = torch.tensor(stop_tokens(model), device=device)
     allowed = torch.tensor(limits, device=device)
     last = context_length(model.config) - 1
@@ -222,7 +224,7 @@ def _greedy(
     cache = DynamicCache(config=model.config)
     tokens, positions = ids, (mask.cumsum(1) - 1).clamp(min=0)
     for step in range(max(limits)):
-        out: Any = model.backbone(
+        out: Any = backbone(
             input_ids=tokens,
             attention_mask=mask,
             position_ids=positions,
@@ -263,7 +265,7 @@ def _stock(
     made.max_new_tokens = max(limits)
     try:
         with _own_settings(model):
-            found = model.backbone.generate(  # type: ignore[operator]
+            found = stock_model(model.backbone).generate(
                 input_ids=ids, attention_mask=mask, generation_config=made
             )
     except ValueError as error:  # some settings are checked only when they are used
@@ -280,7 +282,7 @@ def _stock(
 @contextlib.contextmanager
 def _own_settings(model: TextModel) -> Iterator[None]:
     """Runs a block without the checkpoint's generation config, which fills in what is not given."""
-    backbone: Any = model.backbone
+    backbone = stock_model(model.backbone)
     before = backbone.generation_config
     backbone.generation_config = _generation_config()
     try:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .batching import token_batches
 from .encoding import Encoding, load_dense, read_encoding
 from .errors import RecipeError, RunError
-from .next_token import next_token, output_head
+from .next_token import check_causal, next_token, output_head, stock_model
 from .tasks import Signal, Task
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class TextModel(nn.Module):
         Returns:
             (B, T, H); `head` makes logits of them.
         """
-        out = self.backbone.base_model(
+        out = stock_model(self.backbone).base_model(
             input_ids=input_ids, attention_mask=attention_mask, use_cache=False
         )
         found: Tensor = out.last_hidden_state
@@ -377,8 +377,9 @@ def load_model(
     _refuse_invented_weights(folder, backbone, info, new_head=labels is not None)
     pooled = task.signal == "embedding"
     context = context_length(backbone.config)
-    if task.signal == "token_distribution" and max_length is None:
-        max_length = context  # a tokenizer's own limit is no language model's
+    if task.signal == "token_distribution":
+        check_causal(backbone)
+        max_length = max_length or context  # a tokenizer's own limit is no language model's
     encoding, dense = read_encoding(folder, pooled=pooled, context=context, max_length=max_length)
     model = TextModel(
         backbone,

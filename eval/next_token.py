@@ -10,19 +10,40 @@ from torch import Tensor, nn
 from .errors import RunError
 
 
+def stock_model(backbone: Any) -> Any:
+    """The transformers model itself; peft's wrapper around it runs the same modules."""
+    inner = getattr(backbone, "get_base_model", None)
+    return backbone if inner is None else inner()
+
+
 def output_head(backbone: Any) -> nn.Linear:
     """The map from a token's state to the logits of the next token, (V, H) in ``weight``.
 
     Raises:
         RunError: If the model has none.
     """
-    found = backbone.get_output_embeddings()
+    found = stock_model(backbone).get_output_embeddings()
     if not isinstance(found, nn.Linear):
         raise RunError(
             f"{type(backbone).__name__} has no linear head over a vocabulary; `task: generation` "
             "needs a checkpoint that AutoModelForCausalLM loads with one."
         )
     return found
+
+
+def check_causal(backbone: Any) -> None:
+    """Refuses what AutoModelForCausalLM loads and yet is no causal language model with a head.
+
+    Raises:
+        RunError: If it has no head, or its tokens see those behind them (BERT as it comes).
+    """
+    output_head(backbone)
+    if getattr(backbone.config, "is_decoder", None) is False:
+        raise RunError(
+            f"A checkpoint of '{backbone.config.model_type}' is an encoder: its tokens see what "
+            "comes after them, so it cannot write a text. `task: generation` needs a decoder, such "
+            "as llama, qwen3 or gemma3."
+        )
 
 
 def next_token(
@@ -49,6 +70,7 @@ def next_token(
         out.last_hidden_state = out.last_hidden_state[rows, last].unsqueeze(1)  # (B, 1, H)
         return out
 
+    backbone = stock_model(backbone)
     handle = backbone.base_model.register_forward_hook(keep_last)
     try:
         out = backbone(

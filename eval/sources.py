@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import importlib
+import importlib.util
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     import datasets
 
 PYTHON_DOCS = "python_docs"
+BUILDERS = {"query_filters": "paredown.eval.query_filters"}
+"""Built-in data of the task generation, and the module whose ``build(seed)`` makes them: for each
+split rows of prompt, completion and slice."""
+
 SPLITS = ("train", "validation", "test")
 FILES = (*SPLITS, "collection", "queries")
 
@@ -47,14 +53,16 @@ def open_source(
     *,
     config: str | None = None,
     revision: str | None = None,
+    seed: int = 0,
 ) -> Source:
     """Opens a task's tables; files replace the source.
 
     Args:
-        source: ``python_docs`` or the name of a hub data set.
+        source: ``python_docs``, one of `BUILDERS`, or the name of a hub data set.
         files: Paths by split, and of the collection and its queries.
         config: Configuration of the hub data set.
         revision: Branch, tag or commit of the hub data set.
+        seed: Of built-in data that are drawn.
 
     Raises:
         RecipeError: If a file, split or data set that is named does not exist.
@@ -66,6 +74,8 @@ def open_source(
         return _open_files(paths)
     if source is None:
         raise RecipeError("data: no rows; give `data.source` or `data.files.train` and `.test`.")
+    if source in BUILDERS:
+        return _open_built(source, seed)
     return _open_python_docs() if source == PYTHON_DOCS else _open_hub(source, config, revision)
 
 
@@ -78,8 +88,8 @@ def source_facts(
 ) -> dict[str, Any]:
     """Returns what tells one state of a source from another, without reading its rows as rows.
 
-    Files are told by size and sha256, the built-in corpus by the versions of the packages, a hub
-    data set by name, configuration and revision.
+    Files are told by size and sha256, the built-in corpus by the versions of the packages, other
+    built-in data by the module that makes them, a hub data set by name, configuration and revision.
 
     Raises:
         RecipeError: If a file does not exist.
@@ -91,6 +101,10 @@ def source_facts(
         from .python_docs import installed_versions
 
         return {"kind": PYTHON_DOCS, "versions": installed_versions()}
+    if source in BUILDERS:
+        spec = importlib.util.find_spec(BUILDERS[source])
+        content = Path(spec.origin).read_bytes() if spec and spec.origin else b""
+        return {"kind": source, "sha256": hashlib.sha256(content).hexdigest()}
     return {"kind": "hub", "name": source, "config": config, "revision": revision}
 
 
@@ -148,6 +162,29 @@ def _open_python_docs() -> Source:
         return Table(f"python_docs, {split}", ("query", "text"), read)
 
     facts = {"kind": PYTHON_DOCS, **corpus().info}
+    return Source({split: table(split) for split in SPLITS}, facts)
+
+
+# Built-in data of prompts and completions
+
+
+def _open_built(name: str, seed: int) -> Source:
+    @functools.cache
+    def rows() -> Mapping[str, Sequence[tuple[str, str, str]]]:
+        build: Any = importlib.import_module(BUILDERS[name]).build
+        return cast("Mapping[str, Sequence[tuple[str, str, str]]]", build(seed))
+
+    columns = ("prompt", "completion", "slice")
+
+    def table(split: str) -> Table:
+        def read(wanted: Sequence[str], report: Report) -> Iterator[Values]:
+            picked = [columns.index(column) for column in wanted]
+            for place, row in enumerate(rows()[split], 1):
+                yield place, tuple(row[i] for i in picked)
+
+        return Table(f"{name}, {split}", columns, read)
+
+    facts = source_facts(name) | {"seed": seed}
     return Source({split: table(split) for split in SPLITS}, facts)
 
 

@@ -24,9 +24,17 @@ import numpy as np
 
 from .errors import RecipeError, RunError
 from .hardware import SHAPE_CACHES
-from .timing_worker import Timed, decide, load_index, load_torch, serve
+from .timing_worker import Timed, decide, load_generation, load_index, load_torch, serve
 
-__all__ = ["Engine", "Timed", "decide", "load_index", "load_torch", "measure"]
+__all__ = [
+    "Engine",
+    "Timed",
+    "decide",
+    "load_generation",
+    "load_index",
+    "load_torch",
+    "measure",
+]
 
 SCENARIOS = ("single_stream", "offline")
 SETTLE_SECONDS = 0.02  # pools of threads spin for some milliseconds after their last work
@@ -215,7 +223,9 @@ def measure(
         ``batch``, ``scenario``, ``p50``, ``p90``, ``p95``, ``p99`` (ms; of a batch where offline),
         ``model_p50`` (ms; None where offline), ``examples_per_s`` (the median round's), ``runs``,
         ``rounds``, ``peak_memory_bytes``, ``cold_start_s``, ``load_average`` (1 minute) and
-        ``busy_before`` (share of the processors in use just before, 0 to 1).
+        ``busy_before`` (share of the processors in use just before, 0 to 1). Engines that write
+        texts have ``tokens_per_s`` (the median round's) too, and where single ``ttft`` (time to
+        first token: ``p50``, ``p90`` and ``p99`` in ms).
 
     Raises:
         RecipeError: If there is nothing to run, or a scenario is not known.
@@ -278,13 +288,24 @@ def _summary(turns: Sequence[dict[str, Any]], each: int) -> dict[str, Any]:
     total = np.concatenate([turn["total"] for turn in turns]) * 1e3
     alone = [turn["model"] for turn in turns if "model" in turn]
     quantiles = {f"p{q}": float(np.percentile(total, q)) for q in (50, 90, 95, 99)}
-    return quantiles | {
-        "model_p50": float(np.median(np.concatenate(alone)) * 1e3) if alone else None,
-        "examples_per_s": float(np.median([each / sum(turn["total"]) for turn in turns])),
-        "runs": len(total),
-        "rounds": len(turns),
-        "peak_memory_bytes": max(turn["peak_memory"] for turn in turns),
-    }
+    written: dict[str, Any] = {}
+    if all("tokens" in turn for turn in turns):
+        rates = [sum(turn["tokens"]) / sum(turn["total"]) for turn in turns]
+        written["tokens_per_s"] = float(np.median(rates))
+    if all("ttft" in turn for turn in turns):
+        first = np.concatenate([turn["ttft"] for turn in turns]) * 1e3
+        written["ttft"] = {f"p{q}": float(np.percentile(first, q)) for q in (50, 90, 99)}
+    return (
+        quantiles
+        | written
+        | {
+            "model_p50": float(np.median(np.concatenate(alone)) * 1e3) if alone else None,
+            "examples_per_s": float(np.median([each / sum(turn["total"]) for turn in turns])),
+            "runs": len(total),
+            "rounds": len(turns),
+            "peak_memory_bytes": max(turn["peak_memory"] for turn in turns),
+        }
+    )
 
 
 def machine_state() -> dict[str, float]:

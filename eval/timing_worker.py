@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -25,13 +25,19 @@ from .errors import PareError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from .dialogues import Dialogues
+    from .generating import Generated
     from .models import TextModel
 
 Call = Callable[[], Any]
 
 
 class Timed(Protocol):
-    """What a loader gives."""
+    """What a loader gives.
+
+    One that writes texts also has ``tokens(answers)``, how many it wrote in what ``run`` gave, and
+    ``first_token(texts, pairs)``, which runs to the first token of each answer.
+    """
 
     def run(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Any:
         """From texts to decisions, as one batch."""
@@ -124,6 +130,81 @@ def load_torch(
     )
 
 
+class GenerationEngine:
+    """A language model as an engine: from prompts to answers, greedily."""
+
+    runtime = "pytorch"
+
+    def __init__(
+        self, model: TextModel, dialogues: Dialogues, max_new_tokens: int, precision: str
+    ) -> None:
+        self.model = model
+        self.dialogues = dialogues
+        self.max_new_tokens = max_new_tokens
+        self.precision = precision
+
+    def run(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Generated]:
+        """Prompts to decoded answers, as one batch."""
+        return self.model_only(texts)()
+
+    def model_only(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None
+    ) -> Callable[[], list[Generated]]:
+        """Tokenises, and returns the generation of that one batch."""
+        ids = [self.dialogues.prompt_ids(text) for text in texts]
+        return lambda: self._answers(ids, self.max_new_tokens)
+
+    def first_token(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Any:
+        """Prompts to the first token of each answer."""
+        return self._answers([self.dialogues.prompt_ids(text) for text in texts], 1)
+
+    def tokens(self, answers: Sequence[Generated]) -> int:
+        """Tokens that were written, those that ended an answer included."""
+        return sum(len(answer.ids) + answer.finished for answer in answers)
+
+    def _answers(self, ids: list[list[int]], limit: int) -> list[Generated]:
+        from .generating import generate
+
+        batch = sum(len(row) + limit for row in ids) * len(ids)  # holds all of them
+        return generate(
+            self.model, ids, max_new_tokens=limit, precision=self.precision, batch_tokens=batch
+        )
+
+
+def load_generation(
+    path: str,
+    *,
+    threads: int = 1,
+    max_new_tokens: int,
+    form: Literal["text", "messages"] = "text",
+    template: Mapping[str, Any] | None = None,
+    precision: str = "fp32",
+    model: Mapping[str, Any] | None = None,
+) -> GenerationEngine:
+    """Loads a checkpoint folder as an engine that answers prompts, on the CPU.
+
+    Args:
+        path: The checkpoint.
+        threads: Threads of torch.
+        max_new_tokens: Tokens of an answer, at most.
+        form: How prompts are written, ``text`` or ``messages``.
+        template: Further arguments of the chat template.
+        precision: ``fp32``, or ``bf16`` under autocast.
+        model: Options of `load_model`, such as ``max_length``.
+    """
+    import torch
+
+    from .dialogues import Dialogues
+    from .models import load_model
+    from .tasks import GENERATION
+
+    torch.set_num_threads(threads)
+    loaded = load_model(path, GENERATION, **(model or {}))
+    length = loaded.encoding.max_length
+    dialogues = Dialogues(loaded.tokenizer, form, length, dict(template or {}))
+    return GenerationEngine(loaded, dialogues, max_new_tokens, precision)
+
+
 def load_index(path: str | None) -> NDArray[np.float32] | None:
     """Reads an index of embeddings (N, d) as float32, or nothing."""
     return None if path is None else np.load(path, allow_pickle=False).astype(np.float32)
@@ -181,9 +262,11 @@ class Worker:
         """Times rows one by one: from text to decision, then the model alone (seconds)."""
         for row in rows[:warmup]:
             self.engine.run(*self._pick([row]))
-        total = [_seconds(self.engine.run, *self._pick([row])) for row in rows]
-        model = [_seconds(self.engine.model_only(*self._pick([row]))) for row in rows]
-        return {"total": total, "model": model, "peak_memory": peak_memory()}
+        found = self._timed([[row] for row in rows])
+        found["model"] = [_seconds(self.engine.model_only(*self._pick([row]))) for row in rows]
+        if first := getattr(self.engine, "first_token", None):
+            found["ttft"] = [_seconds(first, *self._pick([row])) for row in rows]
+        return found | {"peak_memory": peak_memory()}
 
     def offline(self, rows: list[int], batch: int, warmup: int) -> dict[str, Any]:
         """Times rows in batches, longest first, tokenisation included (seconds)."""
@@ -191,8 +274,20 @@ class Worker:
         batches = [order[i : i + batch] for i in range(0, len(order), batch)]
         for some in batches[:warmup]:
             self.engine.run(*self._pick(some))
-        total = [_seconds(self.engine.run, *self._pick(some)) for some in batches]
-        return {"total": total, "peak_memory": peak_memory()}
+        return self._timed(batches) | {"peak_memory": peak_memory()}
+
+    def _timed(self, batches: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """Seconds of each batch, and the tokens it wrote where the engine counts them."""
+        total, tokens = [], []
+        count = getattr(self.engine, "tokens", None)
+        for some in batches:
+            given = self._pick(some)
+            start = time.perf_counter()
+            answers = self.engine.run(*given)
+            total.append(time.perf_counter() - start)
+            if count is not None:
+                tokens.append(count(answers))
+        return {"total": total, "tokens": tokens} if count else {"total": total}
 
     def _pick(self, rows: Iterable[int]) -> tuple[list[str], list[str] | None]:
         rows = list(rows)

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from paredown.eval.checkpoints import save_model
 from paredown.eval.cost import count_flops, row_flops
 from paredown.eval.errors import RunError
+from paredown.eval.generating import generate
 from paredown.eval.models import load_model
 from paredown.eval.tasks import GENERATION
 from paredown.prune import prune_model
@@ -101,11 +102,40 @@ def test_a_checkpoint_without_its_head_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path / "whole", GENERATION)
 
 
+def test_an_encoder_is_no_language_model(tmp_path: Path) -> None:
+    names = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model("bert", vocab_size=261, intermediate_size=8, **names)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(RunError, match="'bert' is an encoder: its tokens see what comes after"):
+        load_model(tmp_path, GENERATION)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_flops_of_a_row_are_those_of_the_layers_and_one_head(kind: str) -> None:
     model = language_model(kind)
     row = model.tokenize(["abcdefg"])[0]
     assert row_flops(model, [8]).tolist() == [count_flops(model, row)]
+
+
+def test_a_model_in_pefts_wrapper_says_and_writes_what_it_does_once_merged() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = language_model()
+    plain = model.predict(TEXTS)
+    lora = LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    model.backbone = get_peft_model(model.backbone, lora)
+    adapted = model.predict(TEXTS)
+    assert abs(adapted - plain).max() > 0.01
+    batch = model.collate(model.tokenize(TEXTS))
+    states = model.states(**batch).detach()
+    prompts = [row["input_ids"] for row in model.tokenize(TEXTS)]
+    answers = generate(model, prompts, max_new_tokens=5)
+    assert answers == generate(model, prompts, max_new_tokens=5, settings={"num_beams": 1})
+    model.backbone = model.backbone.merge_and_unload()
+    assert abs(adapted - model.predict(TEXTS)).max() < 1e-4
+    torch.testing.assert_close(states, model.states(**batch).detach(), rtol=1e-4, atol=1e-4)
+    assert answers == generate(model, prompts, max_new_tokens=5)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text"])
