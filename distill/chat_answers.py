@@ -154,6 +154,14 @@ def _count(value: Any) -> int | None:
 
 
 def parse_tokens(logprobs: Any) -> tuple[tuple[Entry, ...], ...] | None:
+    """For each token its entries, the chosen one first; None where there are none.
+
+    Args:
+        logprobs: A choice's ``logprobs``: an object whose ``content`` lists the tokens.
+
+    Raises:
+        WrongShape: If it is something else.
+    """
     if not isinstance(logprobs, dict) or logprobs.get("content") is None:
         return None
     if not isinstance(logprobs["content"], list):

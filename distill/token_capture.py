@@ -152,7 +152,7 @@ def capture_tokens(
     facts: dict[str, Any] = {"items": len(chosen), "truncated": examples.truncated}
     if made is not None:
         # The rows are sorted by length: equal steps take short and long ones.
-        measured = Divergence(made, model.width)
+        measured = Divergence(made)
         average = max(1, int(examples.learned[chosen].mean())) if writing is None else 64
         step = max(1, len(chosen) * average // MEASURED_TOKENS)
         rows = [_Row.of(examples, int(chosen[i]), i) for i in range(0, len(chosen), step)]
@@ -245,7 +245,9 @@ class _Recorder:
                 for i, row in enumerate(some):
                     hidden = states[i, :-1][counts[i]]  # (T, H)
                     step = max(1, LOGITS // self.model.width)
-                    parts = [head.logits(part) for part in hidden.split(step)]
+                    parts = [
+                        head.logits(hidden[at : at + step]) for at in range(0, len(hidden), step)
+                    ]
                     logits = torch.cat(parts) if parts else hidden.new_zeros(0, self.model.width)
                     if not torch.isfinite(logits).all():
                         raise RunError(

@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     import datasets
 
 PYTHON_DOCS = "python_docs"
-BUILDERS = {"query_filters": "paredown.eval.query_filters"}
-"""Built-in data of the task generation, and the module whose ``build(seed)`` makes them: for each
-split rows of prompt, completion and slice."""
+QUERY_FILTERS = "query_filters"
+BUILDERS = {
+    QUERY_FILTERS: ("query_filters", "filter_phrases", "filter_values", "typing_errors"),
+}
+"""Built-in data of the task generation, and the modules that they are made of. The first has
+``build(seed)``, whose result gives for each split rows with a prompt, a completion and a slice."""
 
 SPLITS = ("train", "validation", "test")
 FILES = (*SPLITS, "collection", "queries")
@@ -102,9 +105,11 @@ def source_facts(
 
         return {"kind": PYTHON_DOCS, "versions": installed_versions()}
     if source in BUILDERS:
-        spec = importlib.util.find_spec(BUILDERS[source])
-        content = Path(spec.origin).read_bytes() if spec and spec.origin else b""
-        return {"kind": source, "sha256": hashlib.sha256(content).hexdigest()}
+        found = hashlib.sha256()
+        for module in BUILDERS[source]:
+            spec = importlib.util.find_spec(f".{module}", __package__)
+            found.update(Path(spec.origin).read_bytes() if spec and spec.origin else b"")
+        return {"kind": source, "sha256": found.hexdigest()}
     return {"kind": "hub", "name": source, "config": config, "revision": revision}
 
 
@@ -170,19 +175,15 @@ def _open_python_docs() -> Source:
 
 def _open_built(name: str, seed: int) -> Source:
     @functools.cache
-    def rows() -> Mapping[str, Sequence[tuple[str, str, str]]]:
-        build: Any = importlib.import_module(BUILDERS[name]).build
-        return cast("Mapping[str, Sequence[tuple[str, str, str]]]", build(seed))
-
-    columns = ("prompt", "completion", "slice")
+    def built() -> Any:
+        return importlib.import_module(f".{BUILDERS[name][0]}", __package__).build(seed)
 
     def table(split: str) -> Table:
         def read(wanted: Sequence[str], report: Report) -> Iterator[Values]:
-            picked = [columns.index(column) for column in wanted]
-            for place, row in enumerate(rows()[split], 1):
-                yield place, tuple(row[i] for i in picked)
+            for place, row in enumerate(built().split(split), 1):
+                yield place, tuple(getattr(row, column) for column in wanted)
 
-        return Table(f"{name}, {split}", columns, read)
+        return Table(f"{name}, {split}", ("prompt", "completion", "slice"), read)
 
     facts = source_facts(name) | {"seed": seed}
     return Source({split: table(split) for split in SPLITS}, facts)

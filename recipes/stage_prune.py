@@ -182,8 +182,8 @@ def _columns(
 def importance_loss() -> Any:
     """A loss without labels whose gradient says what the model's answers hang on.
 
-    For classes and tokens, cross-entropy with the model's own choice. For embeddings, their product with
-    random directions: the squared gradient is then the Fisher information of a squared error.
+    For classes and tokens, cross-entropy with the model's own choice. For embeddings, their
+    product with random directions: the squared gradient is then the Fisher information of a squared error.
     """
     draw = torch.Generator().manual_seed(0)
 

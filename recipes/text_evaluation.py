@@ -13,11 +13,16 @@ from ..eval.cost import artefact_bytes, artefact_parameters
 from ..eval.data import Data
 from ..eval.errors import RunError
 from ..eval.generating import Generated, generate
-from ..eval.generation_cost import answer_flops, cache_bytes
+from ..eval.generation_cost import (
+    answer_flops,
+    cache_bytes,
+    generation_engine,
+    measure_generation,
+)
 from ..eval.metrics import Scores, score_texts
 from ..eval.models import TextModel, load_model
 from ..eval.tasks import Task, get_task
-from ..eval.timing import Worker
+from ..eval.timing import Worker, measure
 from .contenders import Contender
 from .language_data import dialogues_of
 from .language_training import metric_names
@@ -218,4 +223,24 @@ def timings(
     spare: Worker | None,
 ) -> list[dict[str, Any]]:
     """Times some contenders side by side, from text to text."""
-    raise NotImplementedError
+    settings = rows.settings
+    engines = [
+        generation_engine(
+            "teacher" if contender.side == "teacher" else "student",
+            str(contender.path),
+            max_new_tokens=settings.max_new_tokens,
+            form=rows.data.info["form"],
+            template=settings.template,
+            model=rows.options if contender.side == "teacher" else {},
+        )
+        for contender in timed
+        if not contender.recorded
+    ]
+    prompts = list(rows.data.split("test")["prompt"][:])
+    if smoke:
+        few: dict[str, Any] = {"runs": 5, "rounds": 2, "warmup": 1, "offline_rows": 8, "batch": 8}
+        return measure(engines, prompts[:8], **few, together=True, spare=spare)
+    count = min(recipe.evaluate.latency_rows, len(prompts))
+    # Drawn from all rows, so that short and long ones are timed in their true shares.
+    drawn = np.random.default_rng(0).permutation(len(prompts))[: max(count, 128)]
+    return measure_generation(engines, [prompts[i] for i in drawn], runs=count)
