@@ -183,7 +183,8 @@ def importance_loss() -> Any:
     """A loss without labels whose gradient says what the model's answers hang on.
 
     For classes and tokens, cross-entropy with the model's own choice. For embeddings, their
-    product with random directions: the squared gradient is then the Fisher information of a squared error.
+    product with random directions: the squared gradient is then the Fisher information of a
+    squared error.
     """
     draw = torch.Generator().manual_seed(0)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paredown.eval import sources
+from paredown.eval import query_filters, sources
 from paredown.eval.data import Data, DataSettings, prepare_data
 from paredown.eval.errors import DataError, PareError, RecipeError
 from paredown.eval.generation_rows import canonical_prompt, split_messages
@@ -265,31 +267,23 @@ def test_a_conversation_comes_back_from_its_canonical_prompt(turns: list[tuple[s
     assert split_messages(json.dumps(answered)) == (canonical_prompt(messages), "a")
 
 
-BUILDER = """
-def build(seed):
-    rows = [(f"show {i} of {seed}", f"[{i}]", "") for i in range(20)]
-    return {"train": rows[:16], "validation": rows[16:18], "test": [("t", "u", "phrasings")]}
-"""
-
-
 def test_built_in_data_are_built_with_the_seed_when_they_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "stand_in_filters.py").write_text(BUILDER)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(sources.BUILDERS, "query_filters", "stand_in_filters")
+    few = functools.partial(query_filters.build, train=40, validation=6, test=10)
+    monkeypatch.setattr(query_filters, "build", few)
     made = DataSettings(source="query_filters")
     info = prepare_data(made, GENERATION, tmp_path / "out", seed=7)
-    assert info["rows"] == {"train": 16, "validation": 2, "test": 1}
+    assert info["rows"] == {"train": 40, "validation": 6, "test": 10}
     assert info["source"]["kind"] == "query_filters" and info["source"]["seed"] == 7
-    data = Data.open(tmp_path / "out")
-    assert data.split("train")["prompt"][0] == "show 0 of 7"
-    assert data.split("test").to_list() == [
-        {"prompt": "t", "completion": "u", "slice": "phrasings"}
-    ]
+    data, rows = Data.open(tmp_path / "out"), few(7)
+    assert data.split("train")["prompt"][:] == [row.prompt for row in rows.split("train")]
+    slices = {"unseen_phrasing": 5, "unseen_combination": 5}
+    assert Counter(data.split("test")["slice"][:]) == slices
+    assert few(8).split("train") != rows.split("train")
     facts = sources.source_facts("query_filters")
-    (tmp_path / "stand_in_filters.py").write_text(BUILDER + "# another state")
-    assert sources.source_facts("query_filters") != facts
+    monkeypatch.setitem(sources.BUILDERS, "query_filters", ("query_filters", "filter_phrases"))
+    assert sources.source_facts("query_filters") != facts  # told by all the modules it is made of
     with pytest.raises(
         RecipeError, match="query_filters has prompts and completions for generation"
     ):
