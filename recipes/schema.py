@@ -97,6 +97,11 @@ class NewModel(Section):
     vocabulary: Annotated[int, Field(ge=300)] = Field(
         1024, description="Tokens of its byte-level BPE tokenizer, at most."
     )
+    words: str | None = Field(
+        None,
+        description="Regular expression of what stays together before bytes are merged; GPT-2's "
+        "words if null.",
+    )
     config: dict[str, Any] = Field(
         description="Fields of the architecture's config, such as hidden_size."
     )
