@@ -108,9 +108,16 @@ def _metrics(recipe: Recipe, task: Task) -> Iterator[Problem]:
     ]
     for section, key, name in asked:
         try:
-            get_metric(name, task.signal)
+            metric = get_metric(name, task.signal)
         except RecipeError as error:
             yield Problem((section, key), str(error))
+            continue
+        if section == "target" and not metric.higher_is_better:
+            yield Problem(
+                ("target", "metric"),
+                f"'{name}' counts what went wrong, and no share of that is worth keeping; judge by "
+                f"{task.default_metric} or another quality, and name it in evaluate.metrics.",
+            )
 
 
 def _formats(recipe: Recipe, task: Task) -> Iterator[Problem]:
