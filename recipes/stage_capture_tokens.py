@@ -34,6 +34,8 @@ def capture_tokens_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stage
         "generation": generation.model_dump(),
         "seed": recipe.seed,
         "options": model_options(recipe.teacher),
+        # What the student is not trained on is not recorded.
+        "max_length": recipe.distill.max_length if recipe.distill else None,
     }
 
     def work(context: Context) -> None:
@@ -45,7 +47,7 @@ def capture_tokens_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stage
             model.to(f"cuda:{context.world.rank % torch.cuda.device_count()}")
         writes = recipe.capture.over == "generations"
         scratch = context.out / f"tokens-{context.world.rank}"
-        dialogues = dialogues_of(model, rows, generation)
+        dialogues = dialogues_of(model, rows, generation, settings["max_length"])
         examples = examples_of(dialogues, rows, STREAMS, scratch, prompts=writes)
         outputs = capture_tokens(
             model,
