@@ -167,6 +167,12 @@ def _record(
                 "capture.encoding: log-probabilities on file are of some tokenizer; name it with "
                 "teacher.tokenizer, or keep texts alone (encoding: text)."
             )
+        if not any(answer.tokens for some in answers.values() for answer in some):
+            raise RecipeError(
+                f"capture.encoding: {recipe.capture.encoding} keeps log-probabilities, and the "
+                "recorded answers have none: give the files of teacher.files a column logprobs, or "
+                "keep texts alone (encoding: text) and learn by cross_entropy."
+            )
         mapping = _Mapping(tokenizer, data, generation, answers)
     encoding = None if spec is None or mapping is None else get_encoding(spec, mapping.size)
     writer = TokenOutputsWriter(
