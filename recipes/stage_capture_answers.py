@@ -162,11 +162,7 @@ def _record(
     spec, generation = encoding_spec(recipe.capture), recipe.generation or Generation()
     mapping = None
     if spec is not None:
-        if tokenizer is None:
-            raise RecipeError(
-                "capture.encoding: log-probabilities on file are of some tokenizer; name it with "
-                "teacher.tokenizer, or keep texts alone (encoding: text)."
-            )
+        assert tokenizer is not None
         if not any(answer.tokens for some in answers.values() for answer in some):
             raise RecipeError(
                 f"capture.encoding: {recipe.capture.encoding} keeps log-probabilities, and the "

@@ -149,7 +149,7 @@ def test_a_recorded_teacher(scored: bool, tmp_path: Path) -> None:
         for split, rows in (("train", train), ("test", test))
     }
     recipe["teacher"] = {"kind": "recorded", "files": files}
-    recipe["capture"] = {"encoding": "text"}
+    recipe["capture"] = {}
     recipe["distill"]["losses"] = {"cross_entropy": 1.0}
     if scored:
         recipe["teacher"]["tokenizer"] = student

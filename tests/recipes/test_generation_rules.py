@@ -142,6 +142,18 @@ def test_each_kind_of_recipe_is_one(values: Values) -> None:
         (SCORED, {"capture.encoding": "full"}, "capture.encoding", "whole distributions"),
         (RECORDED, {"capture.encoding": "sampled"}, "capture.encoding", "whole distributions"),
         (ENDPOINT, {"capture.encoding": "topk"}, "capture.encoding", "top_logprobs above 0"),
+        (
+            RECORDED,
+            {"capture.encoding": "topk"},
+            "capture.encoding",
+            "topk needs teacher.tokenizer",
+        ),
+        (
+            RECORDED,
+            {"capture": {}, "distill.losses": {"forward_kl": 1.0}},
+            "distill.losses.forward_kl",
+            "of recorded answers, teacher.tokenizer",
+        ),
         # training
         (SCORED, {"distill.on_policy": 0.5}, "distill.on_policy", "kind endpoint"),
         (RECORDED, {"distill.on_policy": 0.5}, "distill.on_policy", "kind recorded"),
@@ -221,6 +233,14 @@ def test_what_can_be_is_accepted(base: Values, changes: Values) -> None:
         (ENDPOINT, "text", None, None, None),
         (SCORED, "topk", 32, None, None),
         (RECORDED, "text", None, None, None),
+        (changed(RECORDED, {"capture": {}}), "text", None, None, None),
+        (
+            changed(RECORDED, {"capture": {}, "teacher.tokenizer": "a/b"}),
+            "topk",
+            32,
+            None,
+            None,
+        ),
     ],
 )
 def test_what_is_left_open_is_written_out(
