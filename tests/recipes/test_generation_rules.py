@@ -177,6 +177,21 @@ def test_each_kind_of_recipe_is_one(values: Values) -> None:
         ),
         (
             CHECKPOINT,
+            {"capture.encoding": "sampled", "distill.losses": {"reverse_kl": 1.0}},
+            "distill.losses.reverse_kl",
+            "not defined on sampled targets",
+        ),
+        (
+            CHECKPOINT,
+            {
+                "capture.encoding": "sampled",
+                "distill.losses": {"forward_kl": {"weight": 1.0, "temperature": 2.0}},
+            },
+            "distill.losses.forward_kl",
+            "draws at temperature 1",
+        ),
+        (
+            CHECKPOINT,
             {"distill.lora": {}, "prune": {"layers": 1, "mask": {"pattern": 0.5}}},
             "distill.lora",
             "prune.mask keeps at zero",
@@ -203,6 +218,13 @@ def test_what_cannot_be_is_refused_by_its_key(
         (CHECKPOINT, {"distill": {"losses": {"jsd": 1.0, "cross_entropy": 0.1}, "on_policy": 1.0}}),
         # all rows are the student's own: none of the recorded texts is compared
         (CHECKPOINT, {"capture.encoding": "text", "distill.on_policy": 1.0}),
+        (
+            CHECKPOINT,
+            {
+                "capture.encoding": "sampled",
+                "distill": {"losses": {"reverse_kl": 1.0}, "on_policy": 1.0},
+            },
+        ),
         (CHECKPOINT, {"distill.lora": {"r": 4}}),
         (CHECKPOINT, {"prune": {"layers": 1, "mask": {"pattern": "2:4"}}}),
         (CHECKPOINT, {"generation": {"max_new_tokens": 8, "settings": {"do_sample": True}}}),
