@@ -31,10 +31,6 @@ def _milliseconds(value: Any) -> str:
     return figures.digits(value, " ms")
 
 
-def _per_second(value: Any) -> str:
-    return figures.digits(value, "/s")
-
-
 def _usd(value: Any) -> str:
     return figures.digits(value, " USD")
 
@@ -62,8 +58,8 @@ _ANSWERS: tuple[_Row, ...] = (
     ("cache of keys and values", "answer.kv_cache_bytes", figures.size, None),
     *_SIZES,
     ("time to first token, p50", "ttft_ms_p50", _milliseconds, None),
-    ("tokens written", "tokens_per_s", _per_second, None),
-    ("answers", "examples_per_s", _per_second, None),
+    ("writing speed", "tokens_per_s", lambda value: figures.digits(value, " tokens/s"), None),
+    ("throughput", "examples_per_s", lambda value: figures.digits(value, " answers/s"), None),
     ("peak memory", "peak_memory_bytes", figures.size, None),
 )
 """Label, key of `report_schema.Side`, how it is written, and key of `report_schema.Ratio`."""

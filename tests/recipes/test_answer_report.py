@@ -100,7 +100,7 @@ def test_costs_are_of_an_answer_where_there_are_answers(
     assert rows["– of it the answer (decode)"] == "60.0 MFLOP"
     assert rows["answers cut at the limit"] == "3" and rows["tokens written per answer"] == "17.2"
     assert rows["cache of keys and values"] == "98.3 kB"
-    assert rows["time to first token, p50"] == "2.50 ms" and rows["tokens written"] == "321/s"
+    assert rows["time to first token, p50"] == "2.50 ms" and rows["writing speed"] == "321 tokens/s"
     plain = [row.label for row in cost_rows(make_report()["cost"])]
     assert "compute per row" in plain and not [label for label in plain if "token" in label]
 
