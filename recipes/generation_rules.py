@@ -115,9 +115,11 @@ def _capture(recipe: Recipe) -> Iterator[Problem]:
             f"{capture.encoding} needs whole distributions, which kind {kind} does not give: "
             "topk, or text.",
         )
-    endpoint = recipe.teacher.endpoint
-    if endpoint is not None and capture.encoding == "topk" and endpoint.top_logprobs == 0:
-        yield Problem(("capture", "encoding"), "topk needs teacher.endpoint.top_logprobs above 0.")
+    if capture.encoding == "topk" and _gives_texts(recipe):
+        needed = "teacher.endpoint.top_logprobs above 0"
+        if kind == "recorded":
+            needed = "teacher.tokenizer, of which the log-probabilities on file are"
+        yield Problem(("capture", "encoding"), f"topk needs {needed}.")
 
 
 def _distill(recipe: Recipe) -> Iterator[Problem]:
@@ -137,15 +139,13 @@ def _distill(recipe: Recipe) -> Iterator[Problem]:
             "a divergence such as jsd.",
         )
     reads_teacher = set(distill.losses) - {"cross_entropy"}
-    endpoint = recipe.teacher.endpoint
-    texts_only = recipe.capture.encoding == "text" or (
-        endpoint is not None and endpoint.top_logprobs == 0
-    )
+    texts_only = recipe.capture.encoding == "text" or _gives_texts(recipe)
     if texts_only and reads_teacher and distill.on_policy < 1:
         yield Problem(
             ("distill", "losses", sorted(reads_teacher)[0]),
             "compares token distributions, and only texts are recorded: set capture.encoding topk "
-            "(of an endpoint, teacher.endpoint.top_logprobs), or learn by cross_entropy alone.",
+            "(of an endpoint, teacher.endpoint.top_logprobs; of recorded answers, "
+            "teacher.tokenizer), or learn by cross_entropy alone.",
         )
     if recipe.prune is not None and recipe.prune.mask is not None and distill.lora is not None:
         yield Problem(
@@ -153,11 +153,18 @@ def _distill(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
+def _gives_texts(recipe: Recipe) -> bool:
+    """Whether nothing is said of distributions: not asked for, or no tokenizer to read them."""
+    teacher = recipe.teacher
+    if teacher.kind == "recorded":
+        return teacher.tokenizer is None
+    return teacher.endpoint is not None and teacher.endpoint.top_logprobs == 0
+
+
 def capture_defaults(recipe: Recipe) -> dict[str, Any]:
     """How token distributions are recorded, written out."""
-    capture, endpoint = recipe.capture, recipe.teacher.endpoint
-    texts = endpoint is not None and endpoint.top_logprobs == 0
-    encoding = capture.encoding or ("text" if texts else "topk")
+    capture = recipe.capture
+    encoding = capture.encoding or ("text" if _gives_texts(recipe) else "topk")
     return {
         "encoding": encoding,
         "k": (capture.k or TOP_K) if encoding == "topk" else None,

@@ -79,6 +79,9 @@ def capture_tokens_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stage
         if outputs is not None:
             kept = ("items", "bytes_per_token", "divergence", "truncated")
             context.facts.update({k: outputs.manifest.get(k) for k in kept})
+            if writes:
+                end = int(model.tokenizer.eos_token_id)
+                context.facts["unfinished"] = int((outputs.last_ids() != end).sum())
 
     inputs = {"data": data, "teacher": teacher}
     return Stage("capture", "stage_capture_tokens", settings, inputs, work, shared=True)
