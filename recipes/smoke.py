@@ -31,7 +31,7 @@ SPECIALS = {
 }
 DECODERS = ("llama", "qwen3")
 HIDDEN, HEADS, WIDTH, EPOCHS = 32, 4, 64, 2
-VOCABULARY, OTHER_VOCABULARY, NEW_TOKENS = 512, 400, 12
+VOCABULARY, OTHER_VOCABULARY, NEW_TOKENS = 512, 300, 12
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
