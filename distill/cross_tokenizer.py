@@ -168,6 +168,9 @@ def recorded_uld(
             total = total + checkpoint(
                 part, hidden[at_s], labels[at_s], of_s, prefix, known, use_reentrant=False
             )
+    if not counted:
+        # Processes that share a step wait for the head's gradient, here as elsewhere.
+        total = total + head.weight.float().sum() * 0.0
     whole = max(counted, 1) if divisor is None else divisor
     return total / whole
 

@@ -215,8 +215,7 @@ def fit(moments: Moments, rank: int, *, quantized: bool = True) -> HiddenEncodin
     mean, covariance = moments.mean_and_covariance()
     if not 1 <= rank <= len(mean):
         raise RecipeError(
-            f"The rank of compressed hidden states is {rank}; expected 1 to {len(mean)}, the "
-            "teacher's hidden size."
+            f"capture.hidden_rank is {rank}; expected 1 to {len(mean)}, the teacher's hidden size."
         )
     variances, vectors = torch.linalg.eigh(covariance)
     kept = torch.arange(len(mean) - 1, len(mean) - 1 - rank, -1)

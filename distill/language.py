@@ -20,7 +20,7 @@ from .cross_tokenizer import UldTerm, recorded_uld
 from .divergences import IGNORED
 from .heads import Head, LiveTeacher
 from .language_rows import LanguageRows, batch_of, join_spans, join_targets
-from .layer_terms import HiddenTerm, recorded_mse
+from .layer_terms import HiddenTerm, recorded_mse, recorded_states
 from .trainer import TaskTrainer
 
 Term = TokenTerm | UldTerm | HiddenTerm
@@ -183,17 +183,12 @@ class LanguageDistiller(nn.Module):
         self, batch: dict[str, Any], every: Sequence[Tensor], divisor: Tensor | float | None
     ) -> Tensor:
         """How far the token vectors of mapped layers are from the recorded ones."""
-        teacher = {t: batch.get(f"teacher_hidden_{t}") for t in self.layers.values()}
-        if not teacher or any(value is None for value in teacher.values()):
-            raise RecipeError(
-                "distill.losses.hidden_mse compares with recorded hidden states, and none are "
-                "there; give it layers that were recorded."
-            )
+        teacher = recorded_states(batch, self.layers)
         student = {
             s: self.projections[str(s)](before_labels(every[s], batch["labels"])[0])
             for s in self.layers
         }
-        return recorded_mse(student, cast("dict[int, Tensor]", teacher), self.layers, divisor)
+        return recorded_mse(student, teacher, self.layers, divisor)
 
     def _tokens(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,22 @@ class HiddenTerm:
             raise RecipeError(
                 f"distill.losses.{HIDDEN_MSE}.weight must be above 0, not {self.weight}."
             )
+
+
+def recorded_states(batch: Mapping[str, Any], layers: Mapping[int, int]) -> dict[int, Tensor]:
+    """The recorded states of a batch, (N, H), by the teacher's layer.
+
+    Raises:
+        RecipeError: If no layers are compared, or one was not recorded.
+    """
+    found = {t: batch.get(f"teacher_hidden_{t}") for t in layers.values()}
+    there = {t: states for t, states in found.items() if states is not None}
+    if not there or len(there) < len(found):
+        raise RecipeError(
+            f"distill.losses.{HIDDEN_MSE} compares with recorded hidden states, and none are there "
+            f"for layers {sorted(found.keys() - there.keys())}; record them."
+        )
+    return there
 
 
 def recorded_mse(

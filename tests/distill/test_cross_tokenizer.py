@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,15 @@ from paredown.distill.cross_tokenizer import (
     recorded_uld,
     sorted_topk_l1,
 )
+from paredown.distill.examples import Examples
 from paredown.distill.heads import Head
 from paredown.distill.language import token_terms
+from paredown.distill.language_rows import LanguageRows
+from paredown.distill.token_encoding import get_encoding
+from paredown.distill.token_recording import TokenOutputsWriter
 from paredown.distill.token_targets import Full, Sampled, TopK
 from paredown.eval.byte_pairs import train_byte_pairs
+from paredown.eval.dialogues import Example
 from paredown.eval.errors import RecipeError
 
 TEXTS = [
@@ -257,6 +263,7 @@ def test_without_spans_it_is_0_and_no_nan() -> None:
     found = recorded_uld(hidden, Head(weight), labels, targets, none)
     found.backward()
     assert found.item() == 0 and hidden.grad is not None and hidden.grad.abs().max() == 0
+    assert weight.grad is not None and weight.grad.abs().max() == 0  # all processes have one
     empty = torch.empty(0, dtype=torch.long)
     nothing = TokenSpans(empty, empty, empty)
     value = recorded_uld(hidden[:0], Head(weight), labels[:0], targets[0:0], nothing)
@@ -283,3 +290,40 @@ def test_terms_say_what_is_wrong_with_them() -> None:
     ):
         with pytest.raises(RecipeError, match=message):
             token_terms({"uld": options})
+
+
+def test_turns_are_cut_where_each_ends() -> None:
+    turns = ["red size", "the blue brand"]
+    s = np.concatenate([ended(SMALL, turn) for turn in turns])
+    t = np.concatenate([ended(LARGE, turn) for turn in turns])
+    of_s, of_t = ByteSpans(SMALL, LARGE).of(s, t)
+    ends_s, ends_t = of_s[s == SMALL.eos_token_id], of_t[t == LARGE.eos_token_id]
+    assert len(ends_s) == 2 and ends_s.tolist() == ends_t.tolist()
+    assert (np.bincount(of_s)[ends_s] == 1).all() and (np.bincount(of_t)[ends_t] == 1).all()
+
+
+def test_a_batch_counts_its_rows_spans_on(tmp_path: Path) -> None:
+    texts = ["red size", "", "the blue brand"]
+    rows = [[5, *ended(SMALL, text)] for text in texts]
+    examples = Examples(
+        [Example(row, [0] + [1] * (len(row) - 1), False) for row in rows], tmp_path / "rows"
+    )
+    writer = TokenOutputsWriter(
+        tmp_path / "out", identity={}, encoding=get_encoding({"encoding": "topk", "k": 3}, 340)
+    )
+    for i, text in enumerate(texts):
+        ids = [7, 8, *ended(LARGE, text)]
+        logits = draw(i, len(ids) - 2, 340)
+        writer.add(writer.record(ids, [(2, len(ids))], key=str(i), logits=logits))
+    outputs = writer.finish({"train": [0, 1, 2]})
+    data = LanguageRows(examples, 0, outputs.rows("train"), outputs, spans=ByteSpans(SMALL, LARGE))
+    batch = data.collate([0, 1, 2])
+    learned = sum(len(row) - 1 for row in rows)
+    assert len(batch["student_spans"]) == learned
+    for side, number in ((batch["student_spans"], learned), (batch["teacher_spans"], None)):
+        assert (side.diff() >= 0).all() and side[0] == 0 and number in (None, len(side))
+    assert batch["student_spans"].max() == batch["teacher_spans"].max()
+    assert batch["teacher_ids"].tolist() == [i for text in texts for i in ended(LARGE, text)]
+    alone = [data.collate([row])["student_spans"].max().item() + 1 for row in range(3)]
+    assert batch["student_spans"].max() + 1 == sum(alone) and alone[1] == 1  # the end
+    assert data.aligned([0, 1, 2]) == 1

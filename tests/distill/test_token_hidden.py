@@ -116,7 +116,7 @@ def test_the_manifest_states_bytes_and_error(tmp_path: Path) -> None:
         assert not list((tmp_path / f"rank-{rank}").glob("compression*"))
     assert errors[0][0] > errors[1][0] > errors[2][0] and errors[2][0] < 1e-3
     assert errors[0][1] > errors[1][1] > errors[2][1]
-    with pytest.raises(RecipeError, match="rank of compressed hidden states is 17; expected 1 to"):
+    with pytest.raises(RecipeError, match=r"capture\.hidden_rank is 17; expected 1 to"):
         record(tmp_path / "wide", teacher, hidden_rank=HIDDEN + 1)
 
 
