@@ -75,7 +75,7 @@ class Work:
     batch: int
     precision: str
     beta: float = 0.5
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
 
     @property
     def tokens(self) -> int:
@@ -91,11 +91,13 @@ class Done:
         rate: Tokens per second, from the call of the training to its end.
         losses: Of each step, as the Trainer logs them.
         peak: Bytes allocated on the GPU at most; 0 without one.
+        change: What the training added to the student's weights, flat.
     """
 
     rate: float
     losses: list[float]
     peak: int
+    change: torch.Tensor
 
 
 def tokenizer_of(vocabulary: int) -> PreTrainedTokenizerFast:
@@ -182,7 +184,7 @@ def ours(work: Work, outputs: TokenOutputs | None = None) -> Done:
     term = TokenTerm("jsd", 1.0, {"beta": work.beta})
     distiller = LanguageDistiller(student, [term], work.teacher if outputs is None else None)
     trainer = LanguageTrainer(distiller, arguments, rows, validate=lambda model: {})
-    return timed(work, trainer, lambda: run(trainer, student), scratch)
+    return timed(work, trainer, student, lambda: run(trainer, student), scratch)
 
 
 def theirs(work: Work) -> Done:
@@ -216,10 +218,10 @@ def theirs(work: Work) -> Done:
         train_dataset=Dataset.from_dict({"row": order}),
         processing_class=work.student.tokenizer,
     )
-    return timed(work, trainer, trainer.train, scratch)
+    return timed(work, trainer, student, trainer.train, scratch)
 
 
-def timed(work: Work, trainer: Any, function: Any, scratch: Path) -> Done:
+def timed(work: Work, trainer: Any, student: TextModel, function: Any, scratch: Path) -> Done:
     """Runs a training and says what it took."""
     from transformers import PrinterCallback
 
@@ -238,12 +240,23 @@ def timed(work: Work, trainer: Any, function: Any, scratch: Path) -> Done:
     peak = torch.cuda.max_memory_allocated() if on_gpu else 0
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     shutil.rmtree(scratch, ignore_errors=True)
-    return Done(work.tokens / seconds, losses, peak)
+    return Done(work.tokens / seconds, losses, peak, weights(student) - weights(work.student))
 
 
-def apart(a: list[float], b: list[float]) -> float:
-    """The largest relative difference of two loss curves, step by step."""
-    return max(abs(x - y) / abs(y) for x, y in zip(a, b, strict=True))
+def weights(model: TextModel) -> torch.Tensor:
+    """All parameters, one after the other, on the CPU."""
+    return torch.cat([p.detach().float().cpu().flatten() for p in model.parameters()])
+
+
+def apart(a: Done, b: Done) -> dict[str, Any]:
+    """How far two trainings went different ways.
+
+    Losses: the largest relative difference, step by step. Weights: |Δ − Δ₀| / |Δ₀| of what the
+    trainings added to them, the sharper test, since each step's gradient is in it.
+    """
+    losses = [abs(x - y) / abs(y) for x, y in zip(a.losses, b.losses, strict=True)]
+    weights = (a.change - b.change).norm() / b.change.norm()
+    return {"losses_apart": max(losses), "changes_apart": float(weights)}
 
 
 def silence() -> None:

@@ -54,7 +54,7 @@ def work_of(size: dict[str, Any], batch: int, folder: Path) -> Work:
     """Models and rows, on the GPU where there is one."""
     vocabulary, length = size["vocabulary"], size["length"]
     common = {"vocab_size": vocabulary, "tie_word_embeddings": True}
-    student = model_of("qwen3", size["student"] | common, spread=1.0, length=length, seed=0)
+    student = model_of("qwen3", size["student"] | common, spread=0.6, length=length, seed=0)
     teacher = model_of(
         "qwen3", size["teacher"] | common, spread=3.0, length=length, seed=1, dtype=torch.bfloat16
     )
@@ -122,7 +122,7 @@ def compare(work: Work, size: dict[str, Any], rounds: int, peak: float, folder: 
             rows.append(beside(case, [memory[name]], [memory["trl"]], "GB at most"))
     facts: dict[str, Any] = {"recording_seconds": seconds, "peak_tflops": peak}
     if "trl" in last:
-        facts["loss_curves_apart"] = apart(last["live"].losses, last["trl"].losses)
+        facts |= apart(last["live"], last["trl"])
     return rows, facts
 
 
