@@ -20,7 +20,7 @@ from paredown.distill.token_outputs import TokenOutputs
 from paredown.eval.dialogues import Example
 from paredown.eval.models import TextModel
 
-WORDS = "red blue green shoes size cheap new used brand shop fast slow".split()
+WORDS = ["red", "blue", "green", "shoes", "size", "cheap", "new", "used", "brand", "shop"]
 
 
 def make_examples(

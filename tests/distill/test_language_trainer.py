@@ -292,6 +292,36 @@ def test_a_student_that_writes_learns_and_resumes(tmp_path: Path) -> None:
     assert same_state(state_of(one), state_of(two))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": "muon"}, "muon needs whole matrices"),
+        ({"on_policy": OnPolicy(0.5, 6, 2)}, r"distill\.on_policy: .* launch with DDP"),
+    ],
+)
+def test_what_needs_whole_weights_is_refused_where_a_launch_shards_them(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    student = tied()
+    rows = LanguageRows(make_examples(student, tmp_path / "rows", 4), 0)
+    trainer = make_trainer(student, rows, tmp_path / "run", **settings)
+    trainer.check_launch()  # whole weights are fine
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(RecipeError, match=message):
+        trainer.check_launch()
+
+
+def test_adapters_are_refused_where_a_launch_shards_the_weights(tmp_path: Path) -> None:
+    student = tied()
+    rows = LanguageRows(make_examples(student, tmp_path / "rows", 4), 0)
+    trainer = make_trainer(student, rows, tmp_path / "run")
+    trainer.is_fsdp_enabled = True
+    trainer.check_launch()
+    student.head.weight.requires_grad_(False)
+    with pytest.raises(RecipeError, match=r"distill\.lora: .* launch with DDP"):
+        trainer.check_launch()
+
+
 def test_a_distiller_keeps_its_teacher_out_of_what_is_saved() -> None:
     student = language_model(seed=1)
     distiller = LanguageDistiller(student, [], copy.deepcopy(student))
