@@ -266,9 +266,35 @@ class LanguageTrainer(TaskTrainer):
         self.on_policy = on_policy
         self.pad = rows.pad
         super().__init__(model, arguments, rows, validate, optimizer)
-        if on_policy is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        self.check_launch()
+
+    def check_launch(self) -> None:
+        """Refuses what cannot be done where a launch shards the weights.
+
+        Raises:
+            RecipeError: Naming the key and the way out.
+        """
+        from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+        if self.on_policy is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise RecipeError(
                 "distill.on_policy: the student writes while it is trained, which a launch that "
+                "shards it cannot do here; launch with DDP, or leave it out."
+            )
+        if self.is_deepspeed_enabled and is_deepspeed_zero3_enabled():
+            raise RecipeError(
+                "DeepSpeed's ZeRO stage 3 hides the weights that the loss and the validation read; "
+                "launch with stage 1 or 2, or with FSDP2."
+            )
+        if self.optimizer_name == "muon" and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise RecipeError(
+                "optimizer: muon needs whole matrices, and this launch shards them or their "
+                "gradients; say adamw, or launch with DDP."
+            )
+        student: nn.Module = self.accelerator.unwrap_model(self.model).student
+        if self.is_fsdp_enabled and not all(p.requires_grad for p in student.parameters()):
+            raise RecipeError(
+                "distill.lora: adapters are merged when the student is saved, which a launch that "
                 "shards it cannot do here; launch with DDP, or leave it out."
             )
 

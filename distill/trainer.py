@@ -24,6 +24,7 @@ from ..eval.errors import RecipeError, RunError
 from ..eval.models import ModelOutput, TextModel
 from .optimizers import MuonWithAdamW
 from .rows import DistillRows, LengthSampler, Rows
+from .sharding import unsharded
 from .terms import WeightedLoss
 
 EAGER_TOKENS = 512
@@ -139,8 +140,10 @@ class TaskTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validates with the task's metric; every process comes to the same figures."""
-        student = self.accelerator.unwrap_model(self.model).student
-        metrics = {f"eval_{name}": value for name, value in self.validate(student).items()}
+        model = self.accelerator.unwrap_model(self.model)
+        with unsharded(model):
+            found = self.validate(model.student)
+        metrics = {f"eval_{name}": value for name, value in found.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics

@@ -100,6 +100,7 @@ def train_and_save(
 
     from ..distill.arguments import training_arguments
     from ..distill.language import LanguageDistiller, LanguageTrainer
+    from ..distill.sharding import whole_model
     from ..distill.trainer import run, set_dropout
 
     scratch = context.out / "training"
@@ -129,10 +130,11 @@ def train_and_save(
     )
     trained = run(trainer, model, context.world.barrier, context.bar.update, after_step)
     context.world.barrier()  # until all have read the best checkpoint
+    whole = whole_model(model, context.world.main)
     if context.world.main:
         if adapters is not None:
-            model.backbone = cast("PreTrainedModel", adapters.merge_and_unload())
-        save_model(model.cpu(), context.out / CHECKPOINT)
+            whole.backbone = cast("PreTrainedModel", adapters.merge_and_unload())
+        save_model(whole.cpu(), context.out / CHECKPOINT)
         history = json.dumps(trained.history, indent=1)
         (context.out / "history.json").write_text(history, encoding="utf-8")
         shutil.rmtree(scratch)
