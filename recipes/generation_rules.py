@@ -138,17 +138,9 @@ def _distill(recipe: Recipe) -> Iterator[Problem]:
             "cross_entropy learns the reference's tokens, and what a student writes has none; add "
             "a divergence such as jsd.",
         )
-<<<<<<< HEAD
-    reads_teacher = set(distill.losses) - {"cross_entropy"}
-    texts_only = recipe.capture.encoding == "text" or _gives_texts(recipe)
-=======
     yield from _apart(recipe)
     reads_teacher = set(distill.losses) - {"cross_entropy", "hidden_mse"}
-    endpoint = recipe.teacher.endpoint
-    texts_only = recipe.capture.encoding == "text" or (
-        endpoint is not None and endpoint.top_logprobs == 0
-    )
->>>>>>> uld
+    texts_only = recipe.capture.encoding == "text" or _gives_texts(recipe)
     if texts_only and reads_teacher and distill.on_policy < 1:
         yield Problem(
             ("distill", "losses", sorted(reads_teacher)[0]),
@@ -162,14 +154,14 @@ def _distill(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
-<<<<<<< HEAD
 def _gives_texts(recipe: Recipe) -> bool:
     """Whether nothing is said of distributions: not asked for, or no tokenizer to read them."""
     teacher = recipe.teacher
     if teacher.kind == "recorded":
         return teacher.tokenizer is None
     return teacher.endpoint is not None and teacher.endpoint.top_logprobs == 0
-=======
+
+
 def _apart(recipe: Recipe) -> Iterator[Problem]:
     """What the losses ask for that do not compare token by token."""
     distill, capture = recipe.distill, recipe.capture
@@ -205,7 +197,6 @@ def _apart(recipe: Recipe) -> Iterator[Problem]:
     warm = distill.losses["uld"].options.get("temperature", 1) != 1
     if warm and capture.encoding != "full":
         yield Problem((*path, "temperature"), "other than 1 needs capture.encoding full.")
->>>>>>> uld
 
 
 def capture_defaults(recipe: Recipe) -> dict[str, Any]:

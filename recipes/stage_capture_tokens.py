@@ -39,12 +39,9 @@ def capture_tokens_stage(
         "generation": generation.model_dump(),
         "seed": recipe.seed,
         "options": model_options(recipe.teacher),
-<<<<<<< HEAD
         # What the student is not trained on is not recorded.
         "max_length": recipe.distill.max_length if recipe.distill else None,
-=======
         "hidden_layers": list(layers),
->>>>>>> uld
     }
 
     def work(context: Context) -> None:
@@ -90,15 +87,12 @@ def capture_tokens_stage(
         if outputs is not None:
             kept = ("items", "bytes_per_token", "divergence", "truncated")
             context.facts.update({k: outputs.manifest.get(k) for k in kept})
-<<<<<<< HEAD
             if writes:
                 end = int(model.tokenizer.eos_token_id)
                 context.facts["unfinished"] = int((outputs.last_ids() != end).sum())
-=======
             if layers:
                 stated = ("hidden", "hidden_bytes_per_token")
                 context.facts.update({k: outputs.manifest[k] for k in stated})
->>>>>>> uld
 
     inputs = {"data": data, "teacher": teacher}
     return Stage("capture", "stage_capture_tokens", settings, inputs, work, shared=True)
