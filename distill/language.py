@@ -281,7 +281,7 @@ class LanguageTrainer(TaskTrainer):
                 "distill.on_policy: the student writes while it is trained, which a launch that "
                 "shards it cannot do here; launch with DDP, or leave it out."
             )
-        if self.is_deepspeed_enabled and is_deepspeed_zero3_enabled():
+        if self.is_deepspeed_enabled and is_deepspeed_zero3_enabled():  # type: ignore[no-untyped-call]
             raise RecipeError(
                 "DeepSpeed's ZeRO stage 3 hides the weights that the loss and the validation read; "
                 "launch with stage 1 or 2, or with FSDP2."

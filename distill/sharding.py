@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from typing import Any
 from collections.abc import Iterator
 
 from torch import Tensor, nn
@@ -56,10 +57,11 @@ def whole_model(model: TextModel, keep: bool) -> TextModel:
             state[name] = gathered.detach().cpu()
     if not keep:
         return model
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     dtype = next(iter(state.values())).dtype
-    backbone = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=dtype)
+    auto: Any = transformers.AutoModelForCausalLM
+    backbone = auto.from_config(copy.deepcopy(model.config), dtype=dtype)
     backbone.load_state_dict(state)
     backbone.generation_config = model.backbone.generation_config
     made = TextModel(backbone, model.tokenizer, model.signal, model.encoding)
