@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from typing import Any
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
