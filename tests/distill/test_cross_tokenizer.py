@@ -257,6 +257,16 @@ def test_the_sum_is_divided_by_what_is_said() -> None:
     assert part.item() == pytest.approx(mean.item() * 4 / 28, rel=1e-5)
 
 
+def test_in_bf16_it_is_the_same_to_its_rounding() -> None:
+    hidden, weight, labels, _, targets, spans = case("full")
+    exact = recorded_uld(hidden, Head(weight), labels, targets, spans)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = recorded_uld(hidden, Head(weight), labels, targets, spans)
+    found.backward()
+    assert found.dtype == torch.float32 and found.item() == pytest.approx(exact.item(), rel=0.05)
+    assert hidden.grad is not None and hidden.grad.isfinite().all()
+
+
 def test_without_spans_it_is_0_and_no_nan() -> None:
     hidden, weight, labels, _, targets, _ = case("topk", 4)
     none = TokenSpans(torch.full((N,), -1), torch.full((M,), -1), torch.zeros(M, dtype=torch.long))

@@ -138,7 +138,7 @@ def test_saved_encodings_are_the_same(tmp_path: Path) -> None:
 def test_bad_input_is_told(tmp_path: Path) -> None:
     sample = states(9, 4)
     encoding = fit(moments(sample), 2)
-    with pytest.raises(RecipeError, match=r"rank .* is 5; expected 1 to 4"):
+    with pytest.raises(RecipeError, match=r"hidden_rank is 5; expected 1 to 4"):
         fit(moments(sample), 5)
     with pytest.raises(RunError, match="no tokens"):
         fit(Moments(4), 2)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from paredown.eval.errors import RecipeError, RunError
+from paredown.eval.models import load_tokenizer
 from paredown.recipes.api import check, run
 from paredown.recipes.smoke import write_model
 
@@ -159,3 +160,35 @@ def test_a_smoke_run_gives_the_student_another_tokenizer(base: Base, tmp_path: P
     base["teacher"]["finetune"] = None
     run(base, out=tmp_path / "run", smoke=True)
     assert stage(tmp_path / "run", "distill")[1]["aligned"] == 1
+
+
+def test_log_probabilities_on_file_teach_over_another_tokenizer(base: Base, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(tmp_path / "teacher")
+
+    def said(text: str) -> list[dict[str, Any]]:
+        """What a server sends for each token: itself, and one other."""
+        found = []
+        for i in tokenizer(text, add_special_tokens=False)["input_ids"]:
+            own = {"token": tokenizer.decode([i]), "logprob": -0.1}
+            found.append({**own, "top_logprobs": [own, {"token": "z", "logprob": -3.0}]})
+        return found
+
+    for split in ("train", "test"):
+        lines = (tmp_path / f"{split}.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        rows = [{**row, "logprobs": said(row["completion"])} for row in rows]
+        (tmp_path / f"said-{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    base["teacher"] = {
+        "kind": "recorded",
+        "files": {s: str(tmp_path / f"said-{s}.jsonl") for s in ("train", "test")},
+        "tokenizer": str(tmp_path / "teacher"),
+    }
+    base["capture"] = {"k": 2, "precision": "fp32"}
+    base["distill"] |= {"epochs": 2, "losses": {"uld": 1.0}}
+    run(base, out=tmp_path / "run")
+    folder, record = stage(tmp_path / "run", "distill")
+    assert record["aligned"] == 1
+    assert losses(folder, "uld")[-1] < losses(folder, "uld")[0]
+    base["student"] = {"model": str(tmp_path / "teacher")}
+    with pytest.raises(RecipeError, match="this one has the student"):
+        run(base, out=tmp_path / "same")
