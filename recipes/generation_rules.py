@@ -49,7 +49,7 @@ def _only_generation(recipe: Recipe) -> Iterator[Problem]:
         ("teacher", "tokenizer"): recipe.teacher.tokenizer,
         **{
             ("capture", name): getattr(recipe.capture, name)
-            for name in ("encoding", "k", "draws", "over")
+            for name in ("encoding", "k", "draws", "hidden_rank", "over")
         },
     }
     if recipe.distill is not None:
@@ -138,7 +138,8 @@ def _distill(recipe: Recipe) -> Iterator[Problem]:
             "cross_entropy learns the reference's tokens, and what a student writes has none; add "
             "a divergence such as jsd.",
         )
-    reads_teacher = set(distill.losses) - {"cross_entropy"}
+    yield from _apart(recipe)
+    reads_teacher = set(distill.losses) - {"cross_entropy", "hidden_mse"}
     texts_only = recipe.capture.encoding == "text" or _gives_texts(recipe)
     if texts_only and reads_teacher and distill.on_policy < 1:
         yield Problem(
@@ -159,6 +160,43 @@ def _gives_texts(recipe: Recipe) -> bool:
     if teacher.kind == "recorded":
         return teacher.tokenizer is None
     return teacher.endpoint is not None and teacher.endpoint.top_logprobs == 0
+
+
+def _apart(recipe: Recipe) -> Iterator[Problem]:
+    """What the losses ask for that do not compare token by token."""
+    distill, capture = recipe.distill, recipe.capture
+    assert distill is not None
+    for name in ("uld", "hidden_mse"):
+        if name in distill.losses and distill.on_policy:
+            yield Problem(
+                ("distill", "on_policy"),
+                f"{name} reads what was recorded, and nothing is of what the student writes; leave "
+                "one of them out.",
+            )
+    if "hidden_mse" in distill.losses and recipe.teacher.kind != "checkpoint":
+        yield Problem(
+            ("distill", "losses", "hidden_mse"),
+            f"compares hidden states, which a teacher of kind {recipe.teacher.kind} does not give; "
+            "leave it out.",
+        )
+    if "hidden_mse" not in distill.losses and capture.hidden_rank is not None:
+        yield Problem(
+            ("capture", "hidden_rank"), "hidden states are recorded for hidden_mse alone: add it."
+        )
+    if "uld" not in distill.losses:
+        return
+    path = ("distill", "losses", "uld")
+    if recipe.student is None:
+        yield Problem(
+            path,
+            "is for a teacher with another tokenizer, and this student is cut from the teacher: "
+            "add student.model, or use forward_kl.",
+        )
+    if capture.encoding == "sampled":
+        yield Problem(path, "compares probabilities in order of size: capture.encoding topk, full.")
+    warm = distill.losses["uld"].options.get("temperature", 1) != 1
+    if warm and capture.encoding != "full":
+        yield Problem((*path, "temperature"), "other than 1 needs capture.encoding full.")
 
 
 def capture_defaults(recipe: Recipe) -> dict[str, Any]:

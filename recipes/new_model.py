@@ -43,7 +43,7 @@ def write_new_model(new: NewModel, data: Data, seed: int, folder: Path) -> None:
     context = int(new.config.get("max_position_embeddings", 512))
     rows = data.split("train")
     texts = (text for name in ("prompt", "completion") for text in rows[name])
-    tokenizer = train_byte_pairs(texts, new.vocabulary, context)
+    tokenizer = train_byte_pairs(texts, new.vocabulary, context, new.words)
     ids = {
         f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
     }
