@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Form = Literal["text", "messages"]
 TrainOn = Literal["completion", "all"]
+Place = int | str | None
+"""A row's number, or a few words that name it, for messages."""
 SHOWN = 60
 
 
@@ -79,21 +81,21 @@ class Dialogues:
             )
         if self.form == "text" and self.template:
             raise RecipeError(
-                f"`template` ({', '.join(self.template)}) is for rows of messages, and these are "
-                "prompts and completions; leave it out."
+                f"generation.template ({', '.join(self.template)}) is for rows of messages, and "
+                "these are prompts and completions; leave it out."
             )
         if self.form == "text" and self.train_on == "all":
             raise RecipeError(
-                "`train_on: all` is for rows of messages, and these are prompts and completions "
-                "with one answer each; leave it out."
+                "generation.train_on: all is for rows of messages, and these are prompts and "
+                "completions with one answer each; leave it out."
             )
 
-    def prompt_ids(self, prompt: str, row: int | None = None) -> list[int]:
+    def prompt_ids(self, prompt: str, row: Place = None) -> list[int]:
         """The tokens that a model is given to answer, specials included.
 
         Args:
             prompt: As the data's ``prompt`` column has it.
-            row: The row's number, for messages.
+            row: The row's number, or what it is called, for messages.
 
         Raises:
             DataError: If it has no tokens, or leaves no room for an answer in the maximum length,
@@ -105,13 +107,13 @@ class Dialogues:
             ids = self._ids(self._render(_turns(prompt), True, row))
         return self._checked(ids, prompt, row)
 
-    def example(self, prompt: str, completion: str, row: int | None = None) -> Example:
+    def example(self, prompt: str, completion: str, row: Place = None) -> Example:
         """The tokens of a prompt with its answer, and which of them are learned.
 
         Args:
             prompt: As the data's ``prompt`` column has it.
             completion: The answer; an empty one is learned as an end at once.
-            row: The row's number, for messages.
+            row: The row's number, or what it is called, for messages.
 
         Raises:
             DataError: As `prompt_ids`; or if the chat template writes earlier turns otherwise once
@@ -146,7 +148,7 @@ class Dialogues:
             ids.pop()
         return ids
 
-    def _checked(self, ids: list[int], prompt: str, row: int | None) -> list[int]:
+    def _checked(self, ids: list[int], prompt: str, row: Place) -> list[int]:
         if not ids:
             raise DataError(
                 f"{_place(prompt, row)} has no tokens; a model needs one to go on from."
@@ -159,7 +161,7 @@ class Dialogues:
             )
         return ids
 
-    def _render(self, turns: Sequence[Mapping[str, str]], generation: bool, row: int | None) -> str:
+    def _render(self, turns: Sequence[Mapping[str, str]], generation: bool, row: Place) -> str:
         from jinja2 import TemplateError
 
         try:
@@ -178,7 +180,7 @@ class Dialogues:
         return str(text)
 
     def _answer(
-        self, turns: list[dict[str, str]], completion: str, ids: list[int], row: int | None
+        self, turns: list[dict[str, str]], completion: str, ids: list[int], row: Place
     ) -> list[int]:
         """Tokens of the last assistant turn, up to the one that ends it."""
         prompt = self._render(turns, True, row)
@@ -196,7 +198,7 @@ class Dialogues:
         places = [i for i, token in enumerate(ids) if token == self._end]
         return ids[: places[-1] + 1] if places else [*ids, self._end]
 
-    def _earlier(self, turns: list[dict[str, str]], ids: list[int], row: int | None) -> list[int]:
+    def _earlier(self, turns: list[dict[str, str]], ids: list[int], row: Place) -> list[int]:
         """The mask of a prompt's tokens: 1 in its assistant turns, up to what ends each."""
         text = self._render(turns, True, row)
         spans = []
@@ -223,17 +225,18 @@ def _turns(prompt: str) -> list[dict[str, str]]:
     return found
 
 
-def _place(prompt: str, row: int | None) -> str:
-    where = "The prompt" if row is None else f"Row {row}: the prompt"
+def _place(prompt: str, row: Place) -> str:
+    name = f"Row {row}" if isinstance(row, int) else row
+    where = "The prompt" if name is None else f"{name}: the prompt"
     return f"{where} ('{prompt[:SHOWN]}{'…' * (len(prompt) > SHOWN)}')" if prompt else where
 
 
-def _rewritten(row: int | None, template: Mapping[str, Any]) -> DataError:
+def _rewritten(row: Place, template: Mapping[str, Any]) -> DataError:
     given = f" with the arguments {dict(template)}" if template else ""
     return DataError(
         f"{_place('', row)} is no beginning of the whole conversation: the tokenizer's chat "
         f"template{given} rewrites earlier turns once an answer follows, so a model would not be "
-        "given what it was trained on. Give `template` the arguments that keep them (Qwen3: "
-        "enable_thinking: false), train on the last turn alone (train_on: completion), or change "
-        "the template."
+        "given what it was trained on. Give generation.template the arguments that keep them "
+        "(Qwen3: enable_thinking: false), train on the last turn alone (train_on: completion), or "
+        "change the template."
     )

@@ -373,6 +373,12 @@ def load_model(
                 **extra,
             )
     except (OSError, ValueError) as error:
+        if "Unrecognized configuration class" in str(error):  # and then a list of all there are
+            kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+            raise RunError(
+                f"'{folder}' is a {kind}, and transformers has no {task.head} of it: task "
+                f"{task.name} runs on another kind of model."
+            ) from error
         raise RunError(f"Cannot load the checkpoint '{folder}': {error}") from error
     _refuse_invented_weights(folder, backbone, info, new_head=labels is not None)
     pooled = task.signal == "embedding"

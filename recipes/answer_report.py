@@ -60,6 +60,7 @@ def recorded(recipe: Recipe, folders: Mapping[str, Folder]) -> Recorded:
         "items": facts["items"],
         "bytes_per_token": facts.get("bytes_per_token"),
         "divergence": facts.get("divergence") or None,
+        "hidden": facts.get("hidden") or {},
         "unfinished": facts.get("unfinished"),
         "unmapped_mass": facts.get("unmapped_mass"),
         "refused": facts.get("refused") or {},
@@ -72,7 +73,7 @@ def recorded_lines(told: Mapping[str, Any] | None) -> list[str]:
     """What was recorded, in sentences; none where nothing was told."""
     if not told:
         return []
-    lines = [_what(told), *_divergence(told), *_mapping(told)]
+    lines = [_what(told), *_divergence(told), *_hidden(told), *_mapping(told)]
     if told["unfinished"]:
         lines.append(
             f"{figures.whole(told['unfinished'])} of the teacher's own completions ended at "
@@ -117,6 +118,15 @@ def _divergence(told: Mapping[str, Any]) -> list[str]:
             f"nats, and by {found['kl']:.1e} with the rest spread evenly."
         ]
     return [f"{tokens}the record differs from the full distribution by {found['kl']:.1e} nats."]
+
+
+def _hidden(told: Mapping[str, Any]) -> list[str]:
+    return [
+        f"Token vectors of layer {layer}: {found['rank']:,} components, "
+        f"{figures.digits(found['bytes_per_token'])} bytes a token, reconstruction error "
+        f"{figures.digits(found['error'])}."
+        for layer, found in (told.get("hidden") or {}).items()
+    ]
 
 
 def _mapping(told: Mapping[str, Any]) -> list[str]:

@@ -33,7 +33,11 @@ def dialogues_of(
     )
 
 
-def whole_examples(dialogues: Dialogues, rows: Any) -> Iterator[Example]:
+ROW = {"train": "Training row", "validation": "Validation row", "test": "Test row"}
+"""What a row of each split is called in messages."""
+
+
+def whole_examples(dialogues: Dialogues, rows: Any, split: str = "train") -> Iterator[Example]:
     """Each row's prompt with its completion.
 
     Raises:
@@ -44,16 +48,16 @@ def whole_examples(dialogues: Dialogues, rows: Any) -> Iterator[Example]:
     ):
         if not completion:
             raise RunError(
-                f"Training row {number} has no completion to learn; set capture.over: generations "
+                f"{ROW[split]} {number} has no completion to learn; set capture.over: generations "
                 "(the teacher writes them), or give it one."
             )
-        yield dialogues.example(prompt, completion, number)
+        yield dialogues.example(prompt, completion, f"{ROW[split]} {number}")
 
 
-def prompt_examples(dialogues: Dialogues, rows: Any) -> Iterator[Example]:
+def prompt_examples(dialogues: Dialogues, rows: Any, split: str = "train") -> Iterator[Example]:
     """Each row's prompt alone."""
     for number, prompt in enumerate(rows["prompt"]):
-        ids = dialogues.prompt_ids(prompt, number)
+        ids = dialogues.prompt_ids(prompt, f"{ROW[split]} {number}")
         yield Example(ids, [0] * len(ids), False)
 
 
@@ -71,7 +75,7 @@ def examples_of(
 
     def every() -> Iterator[Example]:
         for split in splits:
-            yield from made(dialogues, data.split(split))
+            yield from made(dialogues, data.split(split), split)
 
     return Examples(every(), folder)
 

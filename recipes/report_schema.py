@@ -210,10 +210,11 @@ class Recorded(TypedDict):
     """What a language model teacher was recorded to say.
 
     ``divergence`` is of the record from the full distribution, on a sample of tokens
-    (`distill/token_divergence.py` names its figures). ``unfinished`` are the teacher's own
-    completions that reached the longest allowed; ``truncated`` says how many completions each stage
-    cut to the maximum length. ``unmapped_mass`` and ``refused`` are of log-probabilities that came
-    as text, and ``endpoint`` is what was asked and used, by stage.
+    (`distill/token_divergence.py` names its figures). ``hidden`` are the components kept of each
+    recorded layer's token vectors, their bytes and what they lose. ``unfinished`` are the teacher's
+    own completions that reached the longest allowed; ``truncated`` says how many completions each
+    stage cut to the maximum length. ``unmapped_mass`` and ``refused`` are of log-probabilities that
+    came as text, and ``endpoint`` is what was asked and used, by stage.
     """
 
     kind: str
@@ -224,6 +225,7 @@ class Recorded(TypedDict):
     items: int
     bytes_per_token: float | None
     divergence: dict[str, float] | None
+    hidden: dict[str, dict[str, float]]
     unfinished: int | None
     unmapped_mass: float | None
     refused: dict[str, int]

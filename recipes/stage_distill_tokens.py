@@ -219,7 +219,7 @@ def _retold(
             if item < 0:
                 continue
             (record,) = outputs.get([item])
-            yield dialogues.example(prompt, record.text or "", row)
+            yield dialogues.example(prompt, record.text or "", f"Training row {row}")
 
     return Examples(every(), folder)
 

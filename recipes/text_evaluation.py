@@ -24,7 +24,7 @@ from ..eval.models import TextModel, load_model
 from ..eval.tasks import Task, get_task
 from ..eval.timing import Worker, measure
 from .contenders import Contender
-from .language_data import dialogues_of
+from .language_data import ROW, dialogues_of
 from .language_training import metric_names
 from .schema import Generation, Recipe
 from .stage_teacher import model_options
@@ -68,7 +68,7 @@ class TextRows:
         """Each row's prompt as a model's tokens."""
         dialogues = dialogues_of(model, self.data, self.settings)
         rows = self.data.split("test")["prompt"]
-        return [dialogues.prompt_ids(prompt, number) for number, prompt in enumerate(rows)]
+        return [dialogues.prompt_ids(prompt, f"{ROW['test']} {i}") for i, prompt in enumerate(rows)]
 
 
 def open_rows(recipe: Recipe, data: Path) -> TextRows:

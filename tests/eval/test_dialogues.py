@@ -78,6 +78,8 @@ def test_a_completion_that_does_not_fit_is_cut_and_says_so() -> None:
 def test_a_prompt_that_leaves_no_room_is_an_error_that_names_the_row(length: int) -> None:
     with pytest.raises(DataError, match=r"Row 17: the prompt \('ab'\) has 3 tokens .* max_length"):
         text(max_length=length).prompt_ids("ab", row=17)
+    with pytest.raises(DataError, match=r"^Test row 17: the prompt"):
+        text(max_length=length).prompt_ids("ab", row="Test row 17")
     with pytest.raises(DataError, match="Row 17"):
         text(max_length=length).example("ab", "c", row=17)
 
@@ -154,7 +156,7 @@ def test_what_cannot_be_written_is_refused_before_any_row() -> None:
         Dialogues(PLAIN, "messages", 50)
     with pytest.raises(RecipeError, match="no end-of-text token"):
         Dialogues(byte_tokenizer(eos_token=None), "text", 50)
-    with pytest.raises(RecipeError, match=r"`template` \(enable_thinking\) is for rows"):
+    with pytest.raises(RecipeError, match=r"generation\.template \(enable_thinking\) is for rows"):
         text(template={"enable_thinking": False})
-    with pytest.raises(RecipeError, match="`train_on: all` is for rows of messages"):
+    with pytest.raises(RecipeError, match=r"generation\.train_on: all is for rows of messages"):
         text(train_on="all")

@@ -44,6 +44,7 @@ RECORDED: dict[str, Any] = {
         "kl_bucketed": 4e-8,
         "rest": 0.031,
     },
+    "hidden": {},
     "unfinished": None,
     "unmapped_mass": None,
     "refused": {},
@@ -172,6 +173,15 @@ def test_each_encoding_says_what_it_is() -> None:
     texts = {"encoding": "text", "over": None, "bytes_per_token": None, "divergence": None}
     lines = recorded_lines({**RECORDED, **texts})
     assert "texts alone" in lines[0] and "nats" not in " ".join(lines)
+
+
+def test_recorded_layers_are_told_with_what_they_lose() -> None:
+    layers = {"3": {"rank": 8, "bytes_per_token": 10.0, "error": 0.0417}}
+    text = " ".join(recorded_lines({**RECORDED, "hidden": layers}))
+    assert (
+        "Token vectors of layer 3: 8 components, 10.0 bytes a token, reconstruction error 0.0417."
+        in text
+    )
 
 
 def test_an_endpoint_and_its_losses_are_told() -> None:

@@ -62,8 +62,10 @@ def test_messages_and_no_chat_template(
 
 
 def test_a_template_for_rows_without_turns(refused: Refused) -> None:
-    assert "is for rows of messages" in refused(2, "generation.template={brief: true}")
-    assert "is for rows of messages" in refused(2, "generation.train_on=all")
+    message = refused(2, "generation.template={brief: true}")
+    assert "generation.template (brief) is for rows of messages" in message
+    message = refused(2, "generation.train_on=all")
+    assert "generation.train_on: all is for rows of messages" in message
 
 
 def test_a_template_that_refuses_a_conversation(
@@ -89,6 +91,7 @@ def test_a_prompt_longer_than_the_context(
     message = refused(1)
     assert "the maximum length is" in message and "no room for an answer" in message
     assert "how do I open the violin" in message
+    assert {"train": "Training row", "test": "Test row 5"}[split] in message
 
 
 def test_an_empty_completion(refused: Refused, base: dict[str, Any], tmp_path: Path) -> None:
@@ -304,4 +307,5 @@ def test_a_checkpoint_that_is_no_language_model(
     shutil.rmtree(base["teacher"]["model"])
     base["teacher"]["model"] = str(tiny_checkpoint("distilbert", "classification"))
     message = refused(1)
-    assert "distilbert" in message.lower()
+    assert "is a distilbert" in message and "task generation runs on" in message
+    assert len(message) < 500
