@@ -17,7 +17,7 @@ from ..eval.models import TextModel
 from .chunked import TokenTerm, chunked_terms
 from .divergences import IGNORED
 from .heads import Head, LiveTeacher
-from .language_rows import LanguageRows, batch_of, join_targets
+from .language_rows import BLANK, LanguageRows, batch_of, join_targets
 from .trainer import TaskTrainer
 
 
@@ -176,6 +176,8 @@ class OnPolicy:
 class LanguageTrainer(TaskTrainer):
     """Token losses, normalised by the learned tokens of all processes and accumulated batches."""
 
+    blank = BLANK
+
     def __init__(
         self,
         model: LanguageDistiller,
@@ -265,6 +267,7 @@ class LanguageTrainer(TaskTrainer):
         place = [self.args.seed, self.state.global_step, number, self.args.process_index]
         draw = np.random.default_rng(place)
         mine = draw.random(len(batch["input_ids"])) < policy.share
+        mine &= batch["rows"].cpu().numpy() != BLANK
         if not mine.any():
             return batch
         labels, ids = batch["labels"].cpu(), batch["input_ids"].cpu()

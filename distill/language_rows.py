@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from .token_outputs import TokenOutputs
 
+BLANK = -1
+"""A row of nothing to learn, where processes share a batch that has too few."""
 _FIELDS = {
     "full": (Full, ("logits",)),
     "topk": (TopK, ("ids", "log_probs", "rest")),
@@ -100,21 +102,31 @@ class LanguageRows(Dataset[int]):
     def collate(self, rows: Sequence[int]) -> dict[str, Any]:
         """A batch: padded tokens, labels, and the teacher's targets of the labels, in their order.
 
+        `BLANK` among the rows is one token that is not learned.
+
         Raises:
             RunError: If the recorded outputs are of other tokens than the student's.
         """
-        found = [self.examples[row] for row in rows]
+        found = [self.examples[row] if row != BLANK else self._blank for row in rows]
         ids, learned = [f[0] for f in found], [f[1] for f in found]
         batch: dict[str, Any] = batch_of(ids, learned, self.pad)
         batch["rows"] = torch.as_tensor(list(rows))
         if self.outputs is None or self.items is None:
             return batch
-        records = self.outputs.get(self.items[np.asarray(rows)].tolist())
-        for row, record, tokens, marks in zip(rows, records, ids, learned, strict=True):
+        real = [row for row in rows if row != BLANK]
+        records = self.outputs.get(self.items[np.asarray(real, dtype=int)].tolist())
+        for row, record in zip(real, records, strict=True):
+            tokens, marks = self.examples[row]
             self._check(row, np.asarray(record.ids)[record.positions], tokens[marks])
-        targets = self.outputs.targets(records)
+        # Of no row at all there are no targets, but of the kind that the others have.
+        targets = self.outputs.targets(records or self.outputs.get([0]))
+        targets = targets if records else targets[:0]
         batch |= split_targets(targets if self.renumbered is None else self._renumber(targets))
         return batch
+
+    @property
+    def _blank(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        return np.array([self.pad]), np.array([False])
 
     def _check(self, row: int, recorded: NDArray[np.int64], own: NDArray[np.int64]) -> None:
         if self.renumbered is not None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from paredown.distill.language import LanguageDistiller, LanguageTrainer, OnPolicy
-from paredown.distill.language_rows import LanguageRows
+from paredown.distill.language_rows import BLANK, LanguageRows
 from paredown.distill.optimizers import MuonWithAdamW, muon_matrices
 from paredown.distill.trainer import last_checkpoint, run
 from paredown.eval.checkpoints import save_model
@@ -327,3 +327,12 @@ def test_a_distiller_keeps_its_teacher_out_of_what_is_saved() -> None:
     distiller = LanguageDistiller(student, [], copy.deepcopy(student))
     assert len(list(distiller.parameters())) == len(list(student.parameters()))
     assert set(distiller.state_dict()) == {f"student.{name}" for name in student.state_dict()}
+
+
+def test_blank_rows_are_never_written_by_the_student(tmp_path: Path) -> None:
+    teacher, student = language_model(seed=0), language_model("qwen3", seed=1)
+    rows = LanguageRows(make_examples(teacher, tmp_path / "rows", 4), 0)
+    trainer = make_trainer(student, rows, tmp_path / "run", teacher=teacher, on_policy=policy(1.0))
+    batch = one_batch(trainer, rows, [0, BLANK, 2])
+    assert len(batch["written_input_ids"]) == 2
+    assert batch["rows"].tolist() == [BLANK]
