@@ -198,14 +198,15 @@ class LanguageTrainer(TaskTrainer):
         Raises:
             RecipeError: Naming the key and the way out.
         """
-        from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+        from transformers.integrations import deepspeed
 
+        zero3: Any = deepspeed.is_deepspeed_zero3_enabled
         if self.on_policy is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise RecipeError(
                 "distill.on_policy: the student writes while it is trained, which a launch that "
                 "shards it cannot do here; launch with DDP, or leave it out."
             )
-        if self.is_deepspeed_enabled and is_deepspeed_zero3_enabled():
+        if self.is_deepspeed_enabled and zero3():
             raise RecipeError(
                 "DeepSpeed's ZeRO stage 3 hides the weights that the loss and the validation read; "
                 "launch with stage 1 or 2, or with FSDP2."

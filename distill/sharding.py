@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -59,7 +60,8 @@ def whole_model(model: TextModel, keep: bool) -> TextModel:
     from transformers import AutoModelForCausalLM
 
     dtype = next(iter(state.values())).dtype
-    backbone = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=dtype)
+    make: Any = AutoModelForCausalLM.from_config
+    backbone = make(copy.deepcopy(model.config), dtype=dtype)
     backbone.load_state_dict(state)
     backbone.generation_config = model.backbone.generation_config
     made = TextModel(backbone, model.tokenizer, model.signal, model.encoding)
