@@ -24,9 +24,12 @@ import argparse
 import csv
 import json
 import logging
+import os
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -39,6 +42,7 @@ from healing import Healed, Pace, heal
 from recording import record, show
 
 from paredown.eval.compare import resample
+from paredown.eval.hardware import usable_cores
 from paredown.eval.metrics import Scores, get_metric
 from paredown.eval.python_docs import build
 from paredown.recipes import stage_importance
@@ -240,33 +244,70 @@ def few_questions(folder: Path) -> dict[str, Path]:
     return found
 
 
+def compare(options: argparse.Namespace, plan: Plan) -> dict[str, Any]:
+    """Runs one data set in this process."""
+    store = Store(Path("runs"), Display(), join_world())
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        some = recipes(options.banking77, folder if options.quick else None)
+        recipe = dict(some).get(options.only)
+        if recipe is None:
+            return {"rows": [], "teacher": None}
+        contest = Contest(recipe, store)
+        rows = list(compete(plan, contest, options.only, folder / options.only))
+        value = contest.teacher_scores.value(contest.metric)
+        teacher = {contest.metric: value, "rows": len(contest.test.texts)}
+        return {"rows": rows, "teacher": teacher}
+
+
+def side_by_side(arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Runs each data set in a process of its own, with an even share of the cores.
+
+    Small models gain little from a second thread, and two processes of one thread each take less
+    than two in turn. Both share the machine all the time, so a minute by the clock is as long for
+    every side.
+    """
+    threads = str(max(1, usable_cores() // len(PASSES)))
+    found, running = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in PASSES:
+            out = Path(folder) / f"{name}.json"
+            command = [sys.executable, __file__, *arguments, "--only", name, "--out", str(out)]
+            running[name] = (
+                out,
+                subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": threads}),
+            )
+        for name, (out, process) in running.items():
+            if process.wait() != 0:
+                raise SystemExit(f"{name}: ended with exit code {process.returncode}.")
+            found[name] = json.loads(out.read_text(encoding="utf-8"))
+    return found
+
+
 def main() -> None:
     """Runs both data sets and records what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--banking77", type=Path, default=Path("../shared/data/banking77"))
     parser.add_argument("--passes", type=float, help="of the full training, for both data sets")
     parser.add_argument("--quick", action="store_true", help="few rows; nothing is recorded")
+    parser.add_argument("--only", choices=PASSES, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     plan = QUICK if options.quick else Plan(passes=PASSES)
-    if (
-        options.quick
-    ):  # coarse curves; the stage's settings say so, so no run takes them for its own
-        stage_importance.ROWS, stage_importance.POINTS = 48, 2
     if options.passes:
         plan = Plan(passes=dict.fromkeys(PASSES, options.passes))
+    if options.only:
+        if (
+            options.quick
+        ):  # coarse curves; the stage's settings say so: no run takes them for its own
+            stage_importance.ROWS, stage_importance.POINTS = 48, 2
+        options.out.write_text(json.dumps(compare(options, plan)), encoding="utf-8")
+        return
     started = time.perf_counter()
-    store = Store(Path("runs"), Display(), join_world())
-    rows: list[dict[str, Any]] = []
-    teachers: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        for name, recipe in recipes(options.banking77, folder if options.quick else None):
-            print(f"{name}:", flush=True)
-            contest = Contest(recipe, store)
-            rows += compete(plan, contest, name, folder / name)
-            teacher = contest.teacher_scores.value(contest.metric)
-            teachers[name] = {contest.metric: teacher, "rows": len(contest.test.texts)}
+    found = side_by_side(sys.argv[1:])
+    rows = [row for one in found.values() for row in one["rows"]]
+    teachers = {name: one["teacher"] for name, one in found.items() if one["teacher"]}
     minutes = (time.perf_counter() - started) / 60
     print(f"{minutes:.1f} minutes")
     if options.quick:

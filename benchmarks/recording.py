@@ -91,4 +91,6 @@ def figure(value: float | None) -> str:
 
 def times(ratio: float | None) -> str:
     """A ratio for people."""
-    return "" if ratio is None else f"{ratio:.2f} ×"
+    if ratio is None:
+        return ""
+    return f"{ratio:.2f} ×" if abs(ratio) >= 0.1 else f"{ratio:.2g} ×"

@@ -24,6 +24,7 @@ from ..eval.errors import RecipeError, RunError
 from .chunked import chunk_size
 from .divergences import DIVERGENCES
 from .heads import Head, LiveTeacher
+from .layer_terms import HIDDEN_MSE
 
 ULD = "uld"
 """The loss that works across tokenizers, as ``distill.losses`` names it."""
@@ -129,6 +130,12 @@ def check_losses(names: Sequence[str], match: VocabularyMatch) -> None:
     """
     for name in names:
         entry = DIVERGENCES.get(name)
+        if not match.identical and name == HIDDEN_MSE:
+            raise RecipeError(
+                f"The loss '{name}' compares the hidden states of teacher and student at the same "
+                f"tokens, and their tokenizers differ: {match.reason}. Leave it out, or use a "
+                "teacher with the student's tokenizer."
+            )
         if not match.identical and entry is not None and not entry.needs_labels:
             raise RecipeError(
                 f"The loss '{name}' compares teacher and student token by token, and their "

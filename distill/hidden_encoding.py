@@ -29,6 +29,8 @@ from torch import Tensor
 from ..eval.errors import RecipeError, RunError
 from .bit_packing import Reader, damaged
 
+LEAST_RANK, MOST_LOST = 128, 0.05
+"""Where no rank is given: components kept at least, and the share of the variance lost at most."""
 SMALLEST = 1e-6
 """Scales below this share of the largest are taken for rounding: components without variance."""
 
@@ -213,8 +215,7 @@ def fit(moments: Moments, rank: int, *, quantized: bool = True) -> HiddenEncodin
     mean, covariance = moments.mean_and_covariance()
     if not 1 <= rank <= len(mean):
         raise RecipeError(
-            f"The rank of compressed hidden states is {rank}; expected 1 to {len(mean)}, the "
-            "teacher's hidden size."
+            f"capture.hidden_rank is {rank}; expected 1 to {len(mean)}, the teacher's hidden size."
         )
     variances, vectors = torch.linalg.eigh(covariance)
     kept = torch.arange(len(mean) - 1, len(mean) - 1 - rank, -1)
@@ -228,6 +229,24 @@ def fit(moments: Moments, rank: int, *, quantized: bool = True) -> HiddenEncodin
     top = float(scale[0])
     scale = scale.clamp(min=SMALLEST * top) if top > 0 else torch.ones_like(scale)
     return HiddenEncoding(mean.float(), basis.float().contiguous(), scale.float(), quantized)
+
+
+def rank_for(moments: Moments, lost: float = MOST_LOST) -> int:
+    """Components to keep: min(128, H / 4), and more until they lose little enough of the variance.
+
+    The variance alone would not do: where a few directions hold nearly all of it (the outlier
+    channels that large decoders have), it keeps those and nothing of what sets tokens apart.
+
+    Args:
+        moments: Of a sample's tokens.
+        lost: The share of the variance that may be lost, before rounding.
+    """
+    _, covariance = moments.mean_and_covariance()
+    variances = torch.linalg.eigvalsh(covariance).clamp(min=0).flip(0)
+    left = variances.sum() - variances.cumsum(0)
+    enough = int((left > lost * variances.sum()).sum()) + 1
+    width = len(covariance)
+    return min(width, max(1, min(LEAST_RANK, width // 4), enough))
 
 
 def save(encodings: Mapping[int, HiddenEncoding], path: Path) -> None:

@@ -14,11 +14,17 @@ from transformers import TrainingArguments
 from ..eval.errors import RecipeError
 from ..eval.generating import generate
 from ..eval.models import TextModel
+from ..eval.next_token import layer_states
 from .chunked import TokenTerm, chunked_terms
+from .cross_tokenizer import UldTerm, recorded_uld
 from .divergences import IGNORED
 from .heads import Head, LiveTeacher
-from .language_rows import BLANK, LanguageRows, batch_of, join_targets
+from .language_rows import BLANK, LanguageRows, batch_of, join_spans, join_targets
+from .layer_terms import HiddenTerm, recorded_mse, recorded_states
 from .trainer import TaskTrainer
+
+Term = TokenTerm | UldTerm | HiddenTerm
+"""A term of a language model's loss."""
 
 
 def head_of(model: TextModel) -> Head:
@@ -60,12 +66,30 @@ class LanguageDistiller(nn.Module):
     def __init__(
         self,
         student: TextModel,
-        terms: Sequence[TokenTerm],
+        terms: Sequence[Term],
         teacher: TextModel | None = None,
         shared: int | None = None,
+        layers: Mapping[int, int] | None = None,
+        teacher_hidden: int = 0,
     ) -> None:
+        """Takes the student and what it is trained by.
+
+        Args:
+            student: Is changed.
+            terms: The loss.
+            teacher: One that is asked itself.
+            shared: How many ids, from 0, both share.
+            layers: For `hidden_mse`: student layer → teacher layer.
+            teacher_hidden: For `hidden_mse`: the width of the teacher's token vectors.
+        """
         super().__init__()
         self.student = student
+        self.layers = dict(layers or {})
+        hidden = int(student.config.hidden_size) if self.layers else 0
+        # As in `trainer.Distiller`: one learned map a layer to the teacher's width.
+        self.projections = nn.ModuleDict(
+            {str(s): nn.Linear(hidden, teacher_hidden) for s in self.layers}
+        )
         self.terms = list(terms)
         self.shared = shared
         # In a list: a submodule would be trained, sharded and saved.
@@ -102,10 +126,10 @@ class LanguageDistiller(nn.Module):
         live = {k[8:]: batch.pop(k) for k in list(batch) if k.startswith("written_")}
         total = each = None
         if len(batch["input_ids"]):
-            total, each = self._part(batch, divisor, self.terms, join_targets(batch))
+            total, each = self._part(batch, divisor, self.terms)
         if live:
             scored = [term for term in self.terms if not term.needs_labels]
-            more, parts = self._part(live, divisor, scored, None)
+            more, parts = self._part(live, divisor, scored)
             found = more.new_zeros(len(self.terms))
             found[[i for i, term in enumerate(self.terms) if not term.needs_labels]] = parts
             total = more if total is None else total + more
@@ -114,15 +138,69 @@ class LanguageDistiller(nn.Module):
         return total, each
 
     def _part(
+        self, batch: dict[str, Any], divisor: Tensor | float | None, terms: Sequence[Term]
+    ) -> tuple[Tensor, Tensor]:
+        targets, spans = join_targets(batch), join_spans(batch)
+        mask = batch["attention_mask"]
+        every: tuple[Tensor, ...] = ()
+        if self.layers:
+            states, every = layer_states(self.student.backbone, batch["input_ids"], mask)
+        else:
+            states = self.student.states(batch["input_ids"], mask)
+        hidden, labels = before_labels(states, batch["labels"])
+        total, found = hidden.new_zeros((), dtype=torch.float32), {}
+        for term in terms:
+            if isinstance(term, TokenTerm):
+                continue
+            if isinstance(term, HiddenTerm):
+                value = self._layers_apart(batch, every, divisor)
+            elif targets is None or spans is None:
+                raise RecipeError(
+                    f"distill.losses.{term.name} compares with recorded distributions over "
+                    "another tokenizer, and none are there."
+                )
+            else:
+                value = recorded_uld(
+                    hidden,
+                    head_of(self.student),
+                    labels,
+                    targets,
+                    spans,
+                    temperature=term.temperature,
+                    divisor=divisor,
+                )
+            total, found[term.name] = total + term.weight * value, value.detach()
+        by_token = [term for term in terms if isinstance(term, TokenTerm)]
+        if by_token:
+            # What is said over another tokenizer has other positions.
+            known = None if spans is not None else targets
+            value, each = self._tokens(batch, hidden, labels, by_token, known, divisor)
+            total = total + value
+            found |= {t.name: v for t, v in zip(by_token, each, strict=True)}
+        return total, torch.stack([found[term.name] for term in terms])
+
+    def _layers_apart(
+        self, batch: dict[str, Any], every: Sequence[Tensor], divisor: Tensor | float | None
+    ) -> Tensor:
+        """How far the token vectors of mapped layers are from the recorded ones."""
+        teacher = recorded_states(batch, self.layers)
+        student = {
+            s: self.projections[str(s)](before_labels(every[s], batch["labels"])[0])
+            for s in self.layers
+        }
+        return recorded_mse(student, teacher, self.layers, divisor)
+
+    def _tokens(
         self,
         batch: Mapping[str, Tensor],
-        divisor: Tensor | float | None,
+        hidden: Tensor,
+        labels: Tensor,
         terms: Sequence[TokenTerm],
         targets: Any,
+        divisor: Tensor | float | None,
     ) -> tuple[Tensor, Tensor]:
+        """The terms that compare token by token, or read labels."""
         mask = batch["attention_mask"]
-        states = self.student.states(batch["input_ids"], mask)
-        hidden, labels = before_labels(states, batch["labels"])
         if targets is None and any(not term.needs_labels for term in terms):
             teacher = self.teacher
             if teacher is None:
@@ -331,16 +409,29 @@ def _without(batch: dict[str, Any], gone: Tensor) -> dict[str, Any]:
     return kept
 
 
-def token_terms(losses: Mapping[str, Any]) -> list[TokenTerm]:
+def token_terms(losses: Mapping[str, Any]) -> list[Term]:
     """Turns ``{name: weight}`` or ``{name: {weight: …, option: …}}`` into terms.
 
     Raises:
         RecipeError: For an unknown loss or option, a weight that is not above 0, or no loss.
     """
-    terms = []
+    terms: list[Term] = []
     for name, given in losses.items():
         options = dict(given) if isinstance(given, Mapping) else {"weight": given}
-        terms.append(TokenTerm(name, float(options.pop("weight", 1.0)), options))
+        weight = float(options.pop("weight", 1.0))
+        if name == HiddenTerm.name:
+            options.pop("layers", None)  # the layers themselves are the distiller's
+            known: set[str] = set()
+        else:
+            known = {"temperature"} if name == UldTerm.name else set(options)
+        if unknown := sorted(options.keys() - known):
+            raise RecipeError(f"The loss '{name}' has no option '{unknown[0]}'.")
+        if name == HiddenTerm.name:
+            terms.append(HiddenTerm(weight))
+        elif name == UldTerm.name:
+            terms.append(UldTerm(weight, **options))
+        else:
+            terms.append(TokenTerm(name, weight, options))
     if not terms:
         raise RecipeError("distill.losses is empty: name at least one loss.")
     return terms

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..eval.errors import RunError
+from .cross_tokenizer import TokenSpans
 from .divergences import IGNORED
 from .examples import Examples
 from .token_targets import Full, Sampled, Targets, TopK
@@ -19,7 +20,8 @@ from .token_targets import Full, Sampled, Targets, TopK
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .token_outputs import TokenOutputs
+    from .byte_spans import ByteSpans
+    from .token_outputs import Record, TokenOutputs
 
 BLANK = -1
 """A row of nothing to learn, where processes share a batch that has too few."""
@@ -69,6 +71,14 @@ def join_targets(batch: dict[str, Any]) -> Targets | None:
     return None
 
 
+def join_spans(batch: dict[str, Any]) -> TokenSpans | None:
+    """The spans of student and teacher, taken out of a batch; None where there are none."""
+    if "teacher_spans" not in batch:
+        return None
+    of_student, taken = batch.pop("student_spans"), batch.pop("teacher_ids")
+    return TokenSpans(of_student, batch.pop("teacher_spans"), taken)
+
+
 @dataclass
 class LanguageRows(Dataset[int]):
     """Rows to train a language model on; a row is its number.
@@ -80,6 +90,9 @@ class LanguageRows(Dataset[int]):
         outputs: The recorded token distributions.
         renumbered: Where the student's vocabulary is cut: the student's id of each of the
             teacher's, −1 where it is gone, (V,).
+        spans: Where the teacher has another tokenizer: what aligns its tokens with the student's.
+        distributions: Whether the recorded distributions are read.
+        hidden_layers: The teacher's layers whose recorded states are read.
     """
 
     examples: Examples
@@ -87,6 +100,9 @@ class LanguageRows(Dataset[int]):
     items: NDArray[np.int64] | None = None
     outputs: TokenOutputs | None = None
     renumbered: NDArray[np.int64] | None = None
+    spans: ByteSpans | None = None
+    distributions: bool = True
+    hidden_layers: Sequence[int] = ()
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -115,18 +131,70 @@ class LanguageRows(Dataset[int]):
             return batch
         real = [row for row in rows if row != BLANK]
         records = self.outputs.get(self.items[np.asarray(real, dtype=int)].tolist())
-        for row, record in zip(real, records, strict=True):
-            tokens, marks = self.examples[row]
-            self._check(row, np.asarray(record.ids)[record.positions], tokens[marks])
-        # Of no row at all there are no targets, but of the kind that the others have.
-        targets = self.outputs.targets(records or self.outputs.get([0]))
-        targets = targets if records else targets[:0]
-        batch |= split_targets(targets if self.renumbered is None else self._renumber(targets))
+        said = [np.asarray(record.ids, dtype=np.int64)[record.positions] for record in records]
+        own = [ids[marks] for ids, marks in (self.examples[row] for row in real)]
+        if self.spans is not None:
+            batch |= self._align(own, said)
+        else:
+            for row, theirs, ours in zip(real, said, own, strict=True):
+                self._check(row, theirs, ours)
+        # Of no row at all there is nothing, but of the kind that the others have.
+        some = records or self.outputs.get([0])
+        count = sum(map(len, said))
+        if self.distributions:
+            targets = self.outputs.targets(some)[:count]
+            batch |= split_targets(targets if self.renumbered is None else self._renumber(targets))
+        for layer in self.hidden_layers:
+            states = self.outputs.states(layer, some)
+            batch[f"teacher_hidden_{layer}"] = torch.cat(states)[:count]
         return batch
 
     @property
     def _blank(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         return np.array([self.pad]), np.array([False])
+
+    def aligned(self, rows: Sequence[int]) -> float:
+        """The share of the student's learned tokens of some rows that are in a span.
+
+        Raises:
+            RunError: If none is: the texts are not the same.
+        """
+        assert self.outputs is not None and self.items is not None and self.spans is not None
+        records = self.outputs.get(self.items[np.asarray(rows)].tolist())
+        found = np.concatenate(
+            [self._spans_of(row, record)[0] for row, record in zip(rows, records, strict=True)]
+        )
+        if not (found >= 0).any():
+            raise RunError(
+                f"The first {len(rows)} training rows have no span of the same bytes in the "
+                "student's and the teacher's tokens: their texts differ (templates, or tokenizers "
+                "that rewrite the text). Use cross_entropy instead of uld."
+            )
+        return float((found >= 0).mean())
+
+    def _spans_of(self, row: int, record: Record) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        assert self.spans is not None
+        ids, marks = self.examples[row]
+        return self.spans.of(ids[marks], np.asarray(record.ids, dtype=np.int64)[record.positions])
+
+    def _align(
+        self, own: Sequence[NDArray[np.int64]], said: Sequence[NDArray[np.int64]]
+    ) -> dict[str, Tensor]:
+        """The spans of a batch, counted through its rows."""
+        assert self.spans is not None
+        none = np.empty(0, dtype=np.int64)  # of a batch without rows
+        sides = ([none], [none])
+        count = 0
+        for ours, theirs in zip(own, said, strict=True):
+            found = self.spans.of(ours, theirs)
+            for side, of in zip(sides, found, strict=True):
+                side.append(np.where(of < 0, of, of + count))
+            count += int(found[0].max(initial=-1)) + 1
+        return {
+            "student_spans": torch.from_numpy(np.concatenate(sides[0])),
+            "teacher_spans": torch.from_numpy(np.concatenate(sides[1])),
+            "teacher_ids": torch.from_numpy(np.concatenate([none, *said])),
+        }
 
     def _check(self, row: int, recorded: NDArray[np.int64], own: NDArray[np.int64]) -> None:
         if self.renumbered is not None:

@@ -83,6 +83,7 @@ class TokenTable:
         self.size = max(vocabulary.values(), default=-1) + 1
         self.special = frozenset(i for i, token in added.items() if token.special)
         self._raw = vocabulary
+        self._added = frozenset(added)
         # for each spelling the ids in order of rank: a piece, a token added later, a lone byte
         ranked: dict[bytes, dict[int, list[int]]] = {}
         for piece, token_id in vocabulary.items():
@@ -94,6 +95,15 @@ class TokenTable:
         for spelling, ranks in ranked.items():
             best = ranks[min(ranks)]
             self._ids[spelling] = best[0] if len(best) == 1 else None
+
+    def spellings(self) -> list[bytes]:
+        """What each id spells, (size,); nothing for special tokens and for ids without a token."""
+        found = [b""] * self.size
+        for piece, token_id in self._raw.items():
+            if token_id not in self.special:
+                plain = token_id in self._added
+                found[token_id] = piece.encode() if plain else self._spelling(piece)[1]
+        return found
 
     def _spelling(self, piece: str) -> tuple[int, bytes]:
         if self.kind == "byte-level":

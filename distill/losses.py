@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..eval.errors import RecipeError, nearest
+from .alignment import ULD, sorted_l1
 from .divergences import DIVERGENCES
 
 
@@ -220,7 +221,8 @@ for _loss in (
         {"temperature": 0.05, "anchors": "batch"},
         {"anchors": ("batch", "collection")},
     ),
-    Loss("hidden_mse", hidden_mse, _BOTH, "hidden", _LAYERS),
+    Loss("hidden_mse", hidden_mse, (*_BOTH, "token_distribution"), "hidden", _LAYERS),
+    Loss(ULD, sorted_l1, ("token_distribution",), "tokens", {"temperature": 1.0}),
     Loss("contrastive", contrastive, ("embedding",), "documents", {"temperature": 0.05}),
     *(
         Loss(name, entry.function, ("token_distribution",), "tokens", dict(entry.options))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,9 @@ from ..eval.batching import length_order, token_batches
 from ..eval.errors import RunError
 from ..eval.generating import generate
 from ..eval.models import TextModel, autocast
+from ..eval.next_token import layer_states
 from .divergences import IGNORED
+from .hidden_encoding import HiddenEncoding, Moments, fit, load, rank_for, save
 from .language import head_of
 from .language_rows import batch_of
 from .token_divergence import Divergence
@@ -35,6 +38,10 @@ if TYPE_CHECKING:
 
 MEASURED_TOKENS = 2048
 """Tokens, from rows spread over all, on which the encoding's divergence is measured."""
+FITTED_TOKENS = 1 << 16
+"""Tokens, from other rows, on which the compression of hidden states is fitted."""
+COMPRESSION = "compression.safetensors"
+"""How hidden states are compressed, while shards are being written."""
 LOGITS = 1 << 25
 """Logits of one row that exist at a time."""
 
@@ -90,6 +97,8 @@ def capture_tokens(
     identity: Mapping[str, Any],
     encoding: Mapping[str, Any] | None,
     writing: Writing | None = None,
+    hidden_layers: Sequence[int] = (),
+    hidden_rank: int | None = None,
     precision: str = "fp32",
     batch_tokens: int = 8192,
     shard_rows: int = 4096,
@@ -100,6 +109,10 @@ def capture_tokens(
 ) -> TokenOutputs | None:
     """Records a teacher's token distributions, texts or both.
 
+    Hidden states are compressed as `hidden_encoding` says: fitted by the first process on rows
+    spread over all before anything is recorded, and kept in a file, so that a capture that goes on
+    and the other processes use the same. What they lose is measured on other rows.
+
     Args:
         model: The teacher.
         examples: The rows of all streams; of prompts alone where the teacher writes.
@@ -108,6 +121,8 @@ def capture_tokens(
         identity: What the outputs belong to (teacher, tokenizer, data …).
         encoding: Of the distributions, for `get_encoding`; None for texts alone.
         writing: How the teacher completes the prompts; None for the rows' own completions.
+        hidden_layers: Layers whose token vectors are recorded; 0 is the embeddings.
+        hidden_rank: Components kept of them; chosen by `hidden_encoding.rank_for` where None.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         batch_tokens: Rows × longest row of a batch, at most.
         shard_rows: Items in a shard.
@@ -124,15 +139,35 @@ def capture_tokens(
     """
     chosen, items = distinct(examples)
     made = None if encoding is None else get_encoding(encoding, model.width)
+    recorder = _Recorder(model.eval(), made is not None, precision, batch_tokens, hidden_layers)
+
+    def spread(tokens: int, start: int) -> list[_Row]:
+        """Rows of so many tokens; they are sorted by length, and equal steps take all kinds."""
+        average = max(1, int(examples.learned[chosen].mean())) if writing is None else 64
+        step = max(1, len(chosen) * average // tokens)
+        if hidden_layers:
+            step += step % 2  # what is measured on is not what was fitted on
+            start = min(start, len(chosen) - 1)
+        else:
+            start = 0
+        rows = [_Row.of(examples, int(chosen[i]), i) for i in range(start, len(chosen), step)]
+        return rows if writing is None else recorder.write(rows, writing)
+
+    hidden: dict[int, HiddenEncoding] = {}
+    if hidden_layers:
+        if rank == 0 and not (out / COMPRESSION).exists():
+            recorder.fit(spread(FITTED_TOKENS, 0), out / COMPRESSION, hidden_rank)
+        barrier()
+        hidden = load(out / COMPRESSION)
     writer = TokenOutputsWriter(
         out,
         identity={**identity, "precision": precision, "world_size": world_size},
         encoding=made,
+        hidden=hidden,
         shard_items=shard_rows,
         rank=rank,
         world_size=world_size,
     )
-    recorder = _Recorder(model.eval(), writer, made is not None, precision, batch_tokens)
     pending, done = list(writer.pending(len(chosen))), 0
     total = sum(len(part) for _, part in pending)
     for number, part in pending:
@@ -140,7 +175,7 @@ def capture_tokens(
         if writing is not None:
             rows = recorder.write(rows, writing)
         records: dict[int, Record] = {}
-        for row, record in recorder.records(rows):
+        for row, record in recorder.records(rows, writer):
             records[row.item] = record
             done += 1
             if progress is not None:
@@ -150,19 +185,30 @@ def capture_tokens(
     if rank != 0:
         return None
     facts: dict[str, Any] = {"items": len(chosen), "truncated": examples.truncated}
-    if made is not None:
-        # The rows are sorted by length: equal steps take short and long ones.
-        measured = Divergence(made)
-        average = max(1, int(examples.learned[chosen].mean())) if writing is None else 64
-        step = max(1, len(chosen) * average // MEASURED_TOKENS)
-        rows = [_Row.of(examples, int(chosen[i]), i) for i in range(0, len(chosen), step)]
-        if writing is not None:
-            rows = recorder.write(rows, writing)
-        for row, logits in recorder.logits(rows):
-            measured.add(logits, str(row.item))
-        facts["divergence"] = measured.summary()
+    if made is not None or hidden:
+        measured = None if made is None else Divergence(made)
+        seen: dict[int, list[torch.Tensor]] = {n: [] for n in hidden}
+        for row, logits, states in recorder.asked(spread(MEASURED_TOKENS, 1)):
+            if measured is not None and logits is not None:
+                measured.add(logits, str(row.item))
+            for n, values in states.items():
+                seen[n].append(values)
+        if measured is not None:
+            facts["divergence"] = measured.summary()
+        if hidden:
+            facts["hidden"] = {
+                str(n): {
+                    "rank": one.rank,
+                    "bytes_per_token": one.bytes_per_token,
+                    "error": one.error(seen[n]),
+                }
+                for n, one in sorted(hidden.items())
+            }
+            facts["hidden_size"] = next(iter(hidden.values())).width
     of = {name: items[rows.start : rows.stop] for name, rows in streams.items()}
-    return writer.finish(of, **facts)
+    outputs = writer.finish(of, **facts)
+    (out / COMPRESSION).unlink(missing_ok=True)
+    return outputs
 
 
 @dataclass(frozen=True)
@@ -180,19 +226,35 @@ class _Row:
         return cls(item, ids, learned)
 
 
+_Said = tuple[_Row, torch.Tensor | None, Mapping[int, torch.Tensor]]
+
+
 class _Recorder:
     """A teacher that is asked about rows batch by batch."""
 
     def __init__(
         self,
         model: TextModel,
-        writer: TokenOutputsWriter,
         distributions: bool,
         precision: str,
         batch_tokens: int,
+        layers: Sequence[int],
     ) -> None:
-        self.model, self.writer, self.distributions = model, writer, distributions
+        self.model, self.distributions, self.layers = model, distributions, list(layers)
         self.precision, self.batch_tokens = precision, batch_tokens
+
+    def fit(self, rows: list[_Row], path: Path, rank: int | None) -> None:
+        """Fits the compression of each layer's states on some rows, and writes it whole."""
+        width = int(self.model.config.hidden_size)
+        moments = {n: Moments(width) for n in self.layers}
+        for _, _, states in self.asked(rows, distributions=False):
+            for n, values in states.items():
+                moments[n].add(values)
+        found = {n: fit(of, rank or rank_for(of)) for n, of in moments.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        save(found, part)
+        os.replace(part, path)
 
     def write(self, rows: list[_Row], writing: Writing) -> list[_Row]:
         """The rows with what the teacher writes behind their prompts."""
@@ -215,23 +277,32 @@ class _Recorder:
             found.append(dataclasses.replace(row, ids=ids, learned=learned, text=answer.text))
         return found
 
-    def records(self, rows: list[_Row]) -> Iterator[tuple[_Row, Record]]:
+    def records(
+        self, rows: list[_Row], writer: TokenOutputsWriter
+    ) -> Iterator[tuple[_Row, Record]]:
         """Each row with its record, in any order."""
-        if not self.distributions:
-            for row in rows:
-                yield row, self._record(row, None)
-            return
-        for row, logits in self.logits(rows):
-            yield row, self._record(row, logits)
-
-    def _record(self, row: _Row, logits: torch.Tensor | None) -> Record:
-        return self.writer.record(
-            row.ids.tolist(), spans_of(row.learned), key=str(row.item), logits=logits, text=row.text
-        )
+        every: Iterator[_Said] = ((row, None, {}) for row in rows)
+        if self.distributions or self.layers:
+            every = self.asked(rows)
+        for row, logits, states in every:
+            yield (
+                row,
+                writer.record(
+                    row.ids.tolist(),
+                    spans_of(row.learned),
+                    key=str(row.item),
+                    logits=logits,
+                    states=states,
+                    text=row.text,
+                ),
+            )
 
     @torch.inference_mode()
-    def logits(self, rows: list[_Row]) -> Iterator[tuple[_Row, torch.Tensor]]:
-        """Each row with the logits of its learned tokens, (T, V) float32, in any order."""
+    def asked(self, rows: list[_Row], distributions: bool = True) -> Iterator[_Said]:
+        """What the teacher says of the T learned tokens of each row, in any order.
+
+        Yields the row, its logits, (T, V) float32, and by layer its token vectors, (T, H).
+        """
         device, pad = self.model.backbone.device, int(self.model.tokenizer.pad_token_id or 0)
         head = head_of(self.model)
         for index in token_batches([len(row.ids) for row in rows], self.batch_tokens):
@@ -239,10 +310,17 @@ class _Recorder:
             batch = batch_of([r.ids for r in some], [r.learned for r in some], pad)
             counts = (batch["labels"][:, 1:] != IGNORED).to(device)
             with autocast(device, self.precision):
-                states = self.model.states(
-                    batch["input_ids"].to(device), batch["attention_mask"].to(device)
-                )
+                given = batch["input_ids"].to(device), batch["attention_mask"].to(device)
+                every: tuple[torch.Tensor, ...] = ()
+                if self.layers:
+                    states, every = layer_states(self.model.backbone, *given)
+                else:
+                    states = self.model.states(*given)
                 for i, row in enumerate(some):
+                    apart = {n: every[n][i, :-1][counts[i]].float() for n in self.layers}
+                    if not (self.distributions and distributions):
+                        yield row, None, apart
+                        continue
                     hidden = states[i, :-1][counts[i]]  # (T, H)
                     step = max(1, LOGITS // self.model.width)
                     parts = [
@@ -254,4 +332,4 @@ class _Recorder:
                             f"The teacher gave outputs that are not finite numbers in "
                             f"{self.precision}; set capture.precision to fp32 or bf16."
                         )
-                    yield row, logits
+                    yield row, logits, apart

@@ -137,6 +137,18 @@ class TokenOutputs:
         parts = [np.asarray(s.column("ids").value_lengths(), dtype=np.int64) for s in self._shards]
         return np.concatenate(parts)
 
+    def last_ids(self) -> NDArray[np.int64]:
+        """The last token of each item, (items,); −1 where there are texts alone."""
+        found = []
+        for shard in self._shards:
+            ids = shard.column("ids")
+            starts, values = ids.offsets.to_numpy(), ids.values.to_numpy()
+            last = np.full(len(ids), -1, dtype=np.int64)
+            some = starts[1:] > starts[:-1]
+            last[some] = values[starts[1:][some] - 1]
+            found.append(last)
+        return np.concatenate(found)
+
     def get(self, items: Sequence[int] | NDArray[np.int64]) -> list[Record]:
         """The records of some items, in the order asked for.
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from ..eval.errors import RunError
+from ..eval.errors import RecipeError, RunError
 from ..eval.models import ModelOutput, TextModel
 from .optimizers import MuonWithAdamW
 from .rows import DistillRows, LengthSampler, Rows
@@ -113,10 +113,13 @@ class TaskTrainer(Trainer):
         made: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         if self.optimizer_name == "muon" and not isinstance(made, MuonWithAdamW):
             # Before anything is stepped the Trainer's own only says how the parameters are grouped.
-            groups = [
-                {"params": group["params"], "weight_decay": group["weight_decay"]}
-                for group in made.param_groups
-            ]
+            kept = ("params", "weight_decay", "betas", "eps")
+            if any(name not in group for group in made.param_groups for name in kept):
+                raise RecipeError(
+                    f"optimizer: muon is set, and arguments.optim asks for {self.args.optim} too; "
+                    "leave one out."
+                )
+            groups = [{name: group[name] for name in kept} for group in made.param_groups]
             decay = self.args.weight_decay
             made = MuonWithAdamW(
                 cast(nn.Module, self.model), self.args.learning_rate, decay, groups

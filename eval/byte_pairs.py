@@ -67,21 +67,25 @@ def _merged(symbols: list[str], pair: Pair) -> list[str]:
     return found
 
 
-def train_byte_pairs(texts: Iterable[str], vocabulary: int, max_length: int) -> Any:
+def train_byte_pairs(
+    texts: Iterable[str], vocabulary: int, max_length: int, words: str | None = None
+) -> Any:
     """Trains a tokenizer that can write any text.
 
     Args:
         texts: What it is trained on.
         vocabulary: Tokens at most: three specials, 256 bytes, and merges.
         max_length: The model's context, for the tokenizer's own limit.
+        words: A regular expression of what stays together before bytes are merged; GPT-2's
+            division into words if None. What it does not match is a word of its own.
 
     Returns:
         A fast tokenizer of transformers, with ``<s>`` in front of a text.
 
     Raises:
-        RecipeError: If the vocabulary leaves no room for the bytes.
+        RecipeError: If the vocabulary leaves no room for the bytes, or the expression is none.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -90,11 +94,18 @@ def train_byte_pairs(texts: Iterable[str], vocabulary: int, max_length: int) -> 
         raise RecipeError(
             f"A byte-level vocabulary has {len(base)} tokens before any merge; got {vocabulary}."
         )
-    cut = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    words: Counter[str] = Counter()
+    cut: Any = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if words is not None:
+        try:
+            split = pre_tokenizers.Split(Regex(words), "isolated")
+        except Exception as error:  # the binding raises a bare Exception
+            raise RecipeError(f"{words!r} is no regular expression: {error}") from error
+        plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        cut = pre_tokenizers.Sequence([split, plain])
+    counts: Counter[str] = Counter()
     for text in texts:
-        words.update(word for word, _ in cut.pre_tokenize_str(text))
-    merges = learn_merges(words, vocabulary - len(base))
+        counts.update(word for word, _ in cut.pre_tokenize_str(text))
+    merges = learn_merges(counts, vocabulary - len(base))
     ids = {token: i for i, token in enumerate(base)}
     for left, right in merges:
         ids.setdefault(left + right, len(ids))

@@ -66,12 +66,12 @@ _CLAUSES: dict[str, tuple[Sequence[str], ...]] = {
     ),
     "cap": (
         _PRICE_LEADS,
-        ("under", "below", "max", "up to", "at most", "less than", "no more than", "not over"),
+        ("under", "below", "max", "up to", "at most", "less than", "cheaper than", "no more than"),
         _AMOUNTS,
     ),
     "floor": (
         _PRICE_LEADS,
-        ("over", "above", "min", "at least", "more than", "no less than", "not under"),
+        ("over", "above", "min", "from", "at least", "more than", "no less than", "starting at"),
         _AMOUNTS,
     ),
     "range": (

@@ -7,15 +7,15 @@ token; none of the words typed for one value of a facet is typed for another of 
 from __future__ import annotations
 
 KEYS = (
-    "category", "audience", "colour", "size", "material", "brand", "condition", "price",
-    "delivery", "sort", "not",
+    "category", "audience", "colour", "size", "material", "brand", "condition", "price_min",
+    "price_max", "delivery", "sort", "not",
 )  # fmt: skip
 """The keys of a filter, in the order in which its JSON has them."""
 
 NEGATABLE = ("colour", "material", "brand", "condition")
 """Facets that ``not`` may name, in the order in which its JSON has them."""
 
-PAIRED = ("category", "colour", "material", "brand", "price")
+PAIRED = ("category", "colour", "material", "brand", "price_min", "price_max")
 """Facets any two of which form the pairs of values that are held out of training."""
 
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -137,7 +137,7 @@ RANGES = (
     (10, 25), (20, 40), (30, 60), (40, 80), (50, 100), (75, 150), (100, 200), (150, 300),
     (200, 400), (250, 500),
 )  # fmt: skip
-"""Price bands in euros: ``0-80`` (at most), ``80-`` (at least), ``40-80`` (between)."""
+"""Bounds of price bands in euros: at most, at least, between. Other amounts do not occur."""
 
 VALUES: dict[str, dict[str, tuple[str, ...]]] = {
     "category": {name: words for group in GROUPS.values() for name, words in group.items()},
@@ -182,11 +182,8 @@ VALUES: dict[str, dict[str, tuple[str, ...]]] = {
         "used": ("used", "second hand", "pre owned"),
         "refurbished": ("refurbished", "renewed", "reconditioned"),
     },
-    "price": {
-        **{f"0-{cap}": (str(cap),) for cap in CAPS},
-        **{f"{floor}-": (str(floor),) for floor in FLOORS},
-        **{f"{low}-{high}": (f"{low}", f"{high}") for low, high in RANGES},
-    },
+    "price_min": {str(n): (str(n),) for n in sorted({*FLOORS, *(low for low, _ in RANGES)})},
+    "price_max": {str(n): (str(n),) for n in sorted({*CAPS, *(high for _, high in RANGES)})},
     "delivery": {
         "next_day": ("next day", "overnight", "24 hour"),
         "two_day": ("two day", "48 hour"),
@@ -204,7 +201,7 @@ VALUES: dict[str, dict[str, tuple[str, ...]]] = {
         "discount": ("biggest discount", "largest reduction"),
     },
 }  # fmt: skip
-"""Every facet's canonical values with the words typed for each (of a price, its amounts)."""
+"""Every facet's canonical values with the words typed for each."""
 
 NICKNAMES = {"azurra": "the blue brand", "voxley": "the fox brand", "zephra": "the wind brand"}
 """What people call a brand whose name they do not recall; only to say that they do not want it."""

@@ -40,7 +40,7 @@ def mean(sums: Floats, counts: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Metric:
-    """One way to judge a model, larger is better.
+    """One way to judge a model, larger is better unless it says otherwise.
 
     Attributes:
         name: The word used in recipes and reports.
@@ -55,6 +55,8 @@ class Metric:
         hub_id: The name the model hub knows the metric by, for model cards.
         on_request: Whether it is computed only where it is named, because it judges answers of one
             kind (numbers, JSON) and says nothing of others.
+        higher_is_better: False for a count of what went wrong. Such a metric is reported and judges
+            nothing: a share of the teacher's errors is no quality that was kept.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Metric:
     depth: int = 10
     hub_id: str | None = None
     on_request: bool = False
+    higher_is_better: bool = True
 
     def rows(self, judged: Decided | Ranking | Texts) -> Statistics:
         """Per-row statistics, always of shape (n, k)."""
@@ -384,10 +387,12 @@ register_metric(
     )
 )
 register_metric(
-    text_metric(
+    Metric(
         "invalid_json",
-        lambda judged: filter_metrics.invalid_json(judged.texts)[:, 0],
-        any_text=False,
+        "token_distribution",
+        lambda judged: filter_metrics.invalid_json(judged.texts),
+        on_request=True,
+        higher_is_better=False,
     )
 )
 register_metric(

@@ -46,6 +46,29 @@ def check_causal(backbone: Any) -> None:
         )
 
 
+def layer_states(
+    backbone: Any, input_ids: Tensor, attention_mask: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The token vectors that the head reads, and those of every layer.
+
+    Args:
+        backbone: A causal language model.
+        input_ids: Token ids, padded on the right, (B, T).
+        attention_mask: 1 at tokens, 0 at padding, (B, T).
+
+    Returns:
+        (B, T, H), and L + 1 tensors of it: after the embeddings and after each layer. What
+        transformers counts as the last layer's is behind the last norm.
+    """
+    out = stock_model(backbone).base_model(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        use_cache=False,
+        output_hidden_states=True,
+    )
+    return out.last_hidden_state, tuple(out.hidden_states)
+
+
 def next_token(
     backbone: Any, input_ids: Tensor, attention_mask: Tensor, output_hidden_states: bool = False
 ) -> tuple[Tensor, tuple[Tensor, ...] | None]:

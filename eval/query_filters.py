@@ -4,7 +4,7 @@ A row's *prompt* is a search as typed, its *completion* the structured filter be
 JSON with a fixed order of keys. Rows are generated from a seed, so that no file need be shipped::
 
     running shoes in red under 80 euros, size 42, not the blue brand
-    {"category":"running_shoes","colour":"red","size":"42-43","price":"0-80","not":{"brand":"azurra"}}
+    {"category":"running_shoes","colour":"red","size":"42-43","price_max":"80","not":{"brand":"azurra"}}
 
 Two kinds of test rows ask what training did not. All templates of an ``unseen_phrasing`` row are
 held out of training (`filter_phrases.held_out`), its values are combined as training's are. An
@@ -25,6 +25,8 @@ from .errors import RecipeError
 from .filter_phrases import ATTRIBUTES, MAX_ATTRIBUTES, Clause, phrase
 from .filter_values import (
     ANYTHING,
+    CAPS,
+    FLOORS,
     GROUPS,
     KEYS,
     LETTER_SIZES,
@@ -32,6 +34,7 @@ from .filter_values import (
     NEGATABLE,
     NICKNAMES,
     PAIRED,
+    RANGES,
     SHOE_SIZES,
     VALUES,
 )
@@ -42,14 +45,18 @@ TRAIN_ROWS = 60_000
 VALIDATION_ROWS = 1_000
 TEST_ROWS = 2_400
 TYPO_SHARE = 0.15
-"""Share of the prompts, in every split, in which one or two words are mistyped."""
+"""Share of the validation and test prompts in which one or two words are mistyped."""
+
+TRAIN_TYPO_SHARE = 0.30
+"""The same of training prompts: more of the ways in which a word can be wrong are met there."""
 
 PAIR_HELD_OUT_ONE_IN = 16
 """One pair of values in so many is held out of training."""
 
 SEEN, UNSEEN_PHRASING, UNSEEN_COMBINATION = "seen", "unseen_phrasing", "unseen_combination"
 
-_FACETS = tuple(key for key in KEYS if key != "category")
+_PRICES = ("price_min", "price_max")
+_FACETS = (*(key for key in KEYS if key not in ("category", *_PRICES)), "price")
 _HOW_MANY = {1: 6, 2: 20, 3: 30, 4: 26, 5: 13, 6: 5}
 """Weights of how many facets a search names beside its category."""
 
@@ -116,7 +123,7 @@ def compact_json(filter_: Mapping[str, Any]) -> str:
 
 
 def combination_of(filter_: Mapping[str, Any]) -> str:
-    """Names the values that are combined: ``category=boots colour=red price=0-80``."""
+    """Names the values that are combined: ``category=boots colour=red price_max=80``."""
     return " ".join(f"{key}={filter_[key]}" for key in PAIRED if key in filter_)
 
 
@@ -137,6 +144,7 @@ def build(
     validation: int = VALIDATION_ROWS,
     test: int = TEST_ROWS,
     typo_share: float = TYPO_SHARE,
+    train_typo_share: float = TRAIN_TYPO_SHARE,
 ) -> QueryFilters:
     """Generates the rows: the same for the same arguments, in any process on any machine.
 
@@ -147,12 +155,13 @@ def build(
     Args:
         seed: Of the values, phrasings and typing errors. What is held out does not depend on it.
         train: Training rows.
-        validation: Validation rows, distributed as the training rows are.
+        validation: Validation rows: what training rows are, with typing errors as in test rows.
         test: Test rows of both kinds together.
-        typo_share: Share of the prompts with typing errors.
+        typo_share: Share of the validation and test prompts with typing errors.
+        train_typo_share: The same of the training prompts.
 
     Raises:
-        RecipeError: If a number is below its least or the share is not between 0 and 1.
+        RecipeError: If a number is below its least or a share is not between 0 and 1.
     """
     for name, rows, least in (
         ("train", train, 1),
@@ -161,10 +170,10 @@ def build(
     ):
         if rows < least:
             raise RecipeError(f"query_filters: expected {name} of at least {least}, got {rows}.")
-    if not 0 <= typo_share <= 1:
-        raise RecipeError(
-            f"query_filters: expected a typo_share between 0 and 1, got {typo_share}."
-        )
+    shares = {"typo_share": typo_share, "train_typo_share": train_typo_share}
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise RecipeError(f"query_filters: expected a {name} between 0 and 1, got {share}.")
     wanted = (
         ("test", UNSEEN_PHRASING, test - test // 2),
         ("test", UNSEEN_COMBINATION, test // 2),
@@ -175,10 +184,11 @@ def build(
     made: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
     for split, slice_, count in wanted:
         random = Random(stable_hash("query_filters", str(seed), split, slice_))
-        made[split] += itertools.islice(_rows(random, split, slice_, typo_share, taken), count)
+        share = train_typo_share if split == "train" else typo_share
+        made[split] += itertools.islice(_rows(random, split, slice_, share, taken), count)
     info = {
         "seed": seed,
-        "typo_share": typo_share,
+        **shares,
         "rows": {name: len(rows) for name, rows in made.items()},
         "slices": {slice_: count for split, slice_, count in wanted if split == "test"},
     }
@@ -230,7 +240,7 @@ def _filter(random: Random) -> tuple[dict[str, Any], str]:
         if facet == "size" and sized:
             filter_[facet] = random.choice(list(sized))
         elif facet == "price":
-            filter_[facet] = _price(random)
+            filter_ |= _price(random)
         elif facet != "not":
             filter_[facet] = _value(random, facet, group)
     if "not" in chosen:
@@ -245,15 +255,13 @@ def _value(random: Random, facet: str, group: str) -> str:
     return random.choice(list(MATERIALS[group] if facet == "material" else VALUES[facet]))
 
 
-def _price(random: Random) -> str:
-    kind = random.choices(("cap", "floor", "range"), (60, 20, 20))[0]
-    return random.choice([band for band in VALUES["price"] if price_kind(band) == kind])
-
-
-def price_kind(band: str) -> str:
-    """Whether a price band is a ``cap`` (``0-80``), a ``floor`` (``80-``) or a ``range``."""
-    low, high = band.split("-")
-    return "floor" if not high else "cap" if low == "0" else "range"
+def _price(random: Random) -> dict[str, str]:
+    kind = random.choices(("cap", "floor", "range"), (50, 25, 25))[0]
+    if kind == "cap":
+        return {"price_max": str(random.choice(CAPS))}
+    if kind == "floor":
+        return {"price_min": str(random.choice(FLOORS))}
+    return dict(zip(_PRICES, map(str, random.choice(RANGES)), strict=True))
 
 
 def _clauses(
@@ -261,18 +269,19 @@ def _clauses(
 ) -> tuple[dict[str, str], list[Clause]]:
     attributes: dict[str, str] = {}
     clauses: list[Clause] = []
+    low, high = (filter_.get(bound) for bound in _PRICES)
+    if low and high:
+        clauses.append(Clause("range", "price", {"low": low, "high": high}))
+    elif low or high:
+        clauses.append(Clause("floor" if low else "cap", "price", {"x": low or high or ""}))
     for facet, value in filter_.items():
-        if facet == "category":
+        if facet in ("category", *_PRICES):
             continue
         if facet == "not":
             clauses += (_negation(random, name, refused) for name, refused in value.items())
             continue
         typed = VALUES[facet][value]
-        if facet == "price":
-            kind = price_kind(value)
-            words = dict(zip(("low", "high") if kind == "range" else ("x",), typed, strict=True))
-            clauses.append(Clause(kind, facet, words))
-        elif (
+        if (
             facet in ATTRIBUTES
             and len(attributes) < MAX_ATTRIBUTES
             and random.random() < _BEFORE[facet]

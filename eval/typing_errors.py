@@ -13,7 +13,7 @@ from random import Random
 from . import filter_phrases
 from .filter_values import ANYTHING, NICKNAMES, VALUES
 
-LEAST_LETTERS = 4
+LEAST_LETTERS = 5
 """Shorter words are typed right, and so is everything that is not letters alone."""
 
 _ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")

@@ -21,6 +21,8 @@ MAX_TOKENS = 131_072
 """Tokens of a calibration at most: the states of that many are held in memory, twice."""
 KEPT = 1 << 28
 """Numbers of one layer's channels, over all tokens, that are kept instead of computed again."""
+KNOWN = 1 << 30
+"""Numbers of all layers' outputs, over all tokens, that are kept for a walk that comes again."""
 HELD_OUT = 256
 """Rows kept aside to measure a cut on, at most; and at most a fifth of what there is."""
 
@@ -179,6 +181,17 @@ class LayerRunner:
     def may_keep(self, width: int) -> bool:
         """Whether so many numbers of each token may be kept in memory."""
         return sum(mask.numel() for mask in self.masks) * width <= KEPT
+
+    def remember(self) -> None:
+        """Keeps what the layers in their places give from now on, if that is not too much."""
+        width = self.inputs[0].shape[-1]
+        if sum(mask.numel() for mask in self.masks) * width * len(self.layers) <= KNOWN:
+            self.known = {}
+
+    def learn(self, number: int, batch: int, out: Tensor) -> None:
+        """Notes what a layer gives of the states that come before it, where it ends in a sum."""
+        if self.known is not None and self.anatomy.ffn_norm is None:
+            self.known[number, batch] = out, out
 
     def of(self, model: TextModel) -> LayerRunner:
         """The same for another model on the same batches."""

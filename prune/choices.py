@@ -57,6 +57,7 @@ class States:
             for batch, mask in enumerate(runner.masks):
                 with sums.watching(mask):
                     states[batch] = runner.run(layer, number, batch, states[batch])
+                runner.learn(number, batch, states[batch])
             if "heads" in wanted:
                 self.heads.append(sums.heads)
             if "channels" in wanted:

@@ -96,6 +96,8 @@ class Calibrated:
         """
         every = list(range(self.anatomy.size(self.model.config, "layers")))
         wanted = sizes.layers
+        if sizes.narrows and compensate:  # then several walks go through the original
+            self.runner().remember()
         kept = every if wanted is None else self.layers(wanted, compensate, facts)
         narrowed = self.narrow(sizes, kept, compensate)
         what, source, channels = narrowed.what, narrowed.fitted, None
@@ -115,6 +117,8 @@ class Calibrated:
                 bridged=done,
                 scores=None if width is None else self.scores("intermediate_size"),
             )
+        if self._runner is not None:
+            self._runner.known = None
         unfit = unfitted(narrowed.plain, self.anatomy, kept, channels)
         found: dict[str, Any] = {"measure": _MEASURES[self.model.signal]}
         found |= {"as_cut": self.held.distance(unfit, self.anatomy, kept)}

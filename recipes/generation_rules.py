@@ -49,7 +49,7 @@ def _only_generation(recipe: Recipe) -> Iterator[Problem]:
         ("teacher", "tokenizer"): recipe.teacher.tokenizer,
         **{
             ("capture", name): getattr(recipe.capture, name)
-            for name in ("encoding", "k", "draws", "over")
+            for name in ("encoding", "k", "draws", "hidden_rank", "over")
         },
     }
     if recipe.distill is not None:
@@ -115,9 +115,11 @@ def _capture(recipe: Recipe) -> Iterator[Problem]:
             f"{capture.encoding} needs whole distributions, which kind {kind} does not give: "
             "topk, or text.",
         )
-    endpoint = recipe.teacher.endpoint
-    if endpoint is not None and capture.encoding == "topk" and endpoint.top_logprobs == 0:
-        yield Problem(("capture", "encoding"), "topk needs teacher.endpoint.top_logprobs above 0.")
+    if capture.encoding == "topk" and _gives_texts(recipe):
+        needed = "teacher.endpoint.top_logprobs above 0"
+        if kind == "recorded":
+            needed = "teacher.tokenizer, of which the log-probabilities on file are"
+        yield Problem(("capture", "encoding"), f"topk needs {needed}.")
 
 
 def _distill(recipe: Recipe) -> Iterator[Problem]:
@@ -136,16 +138,15 @@ def _distill(recipe: Recipe) -> Iterator[Problem]:
             "cross_entropy learns the reference's tokens, and what a student writes has none; add "
             "a divergence such as jsd.",
         )
-    reads_teacher = set(distill.losses) - {"cross_entropy"}
-    endpoint = recipe.teacher.endpoint
-    texts_only = recipe.capture.encoding == "text" or (
-        endpoint is not None and endpoint.top_logprobs == 0
-    )
+    yield from _apart(recipe)
+    reads_teacher = set(distill.losses) - {"cross_entropy", "hidden_mse"}
+    texts_only = recipe.capture.encoding == "text" or _gives_texts(recipe)
     if texts_only and reads_teacher and distill.on_policy < 1:
         yield Problem(
             ("distill", "losses", sorted(reads_teacher)[0]),
             "compares token distributions, and only texts are recorded: set capture.encoding topk "
-            "(of an endpoint, teacher.endpoint.top_logprobs), or learn by cross_entropy alone.",
+            "(of an endpoint, teacher.endpoint.top_logprobs; of recorded answers, "
+            "teacher.tokenizer), or learn by cross_entropy alone.",
         )
     if recipe.prune is not None and recipe.prune.mask is not None and distill.lora is not None:
         yield Problem(
@@ -153,11 +154,55 @@ def _distill(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
+def _gives_texts(recipe: Recipe) -> bool:
+    """Whether nothing is said of distributions: not asked for, or no tokenizer to read them."""
+    teacher = recipe.teacher
+    if teacher.kind == "recorded":
+        return teacher.tokenizer is None
+    return teacher.endpoint is not None and teacher.endpoint.top_logprobs == 0
+
+
+def _apart(recipe: Recipe) -> Iterator[Problem]:
+    """What the losses ask for that do not compare token by token."""
+    distill, capture = recipe.distill, recipe.capture
+    assert distill is not None
+    for name in ("uld", "hidden_mse"):
+        if name in distill.losses and distill.on_policy:
+            yield Problem(
+                ("distill", "on_policy"),
+                f"{name} reads what was recorded, and nothing is of what the student writes; leave "
+                "one of them out.",
+            )
+    if "hidden_mse" in distill.losses and recipe.teacher.kind != "checkpoint":
+        yield Problem(
+            ("distill", "losses", "hidden_mse"),
+            f"compares hidden states, which a teacher of kind {recipe.teacher.kind} does not give; "
+            "leave it out.",
+        )
+    if "hidden_mse" not in distill.losses and capture.hidden_rank is not None:
+        yield Problem(
+            ("capture", "hidden_rank"), "hidden states are recorded for hidden_mse alone: add it."
+        )
+    if "uld" not in distill.losses:
+        return
+    path = ("distill", "losses", "uld")
+    if recipe.student is None:
+        yield Problem(
+            path,
+            "is for a teacher with another tokenizer, and this student is cut from the teacher: "
+            "add student.model, or use forward_kl.",
+        )
+    if capture.encoding == "sampled":
+        yield Problem(path, "compares probabilities in order of size: capture.encoding topk, full.")
+    warm = distill.losses["uld"].options.get("temperature", 1) != 1
+    if warm and capture.encoding != "full":
+        yield Problem((*path, "temperature"), "other than 1 needs capture.encoding full.")
+
+
 def capture_defaults(recipe: Recipe) -> dict[str, Any]:
     """How token distributions are recorded, written out."""
-    capture, endpoint = recipe.capture, recipe.teacher.endpoint
-    texts = endpoint is not None and endpoint.top_logprobs == 0
-    encoding = capture.encoding or ("text" if texts else "topk")
+    capture = recipe.capture
+    encoding = capture.encoding or ("text" if _gives_texts(recipe) else "topk")
     return {
         "encoding": encoding,
         "k": (capture.k or TOP_K) if encoding == "topk" else None,

@@ -21,7 +21,9 @@ import yaml
 
 from ..eval.tasks import TASKS
 from . import figures, plot
-from .report import OUTCOMES, cost_rows, headline, mask_sentence, search_rows
+from .answer_report import recorded_lines
+from .cost_rows import cost_rows, unit
+from .report import OUTCOMES, headline, kept_share, mask_sentence, search_rows
 from .trial_plot import bound, cost_kind, trial_points
 
 _LONGEST_TEXT = 700
@@ -89,7 +91,10 @@ def page(report: Mapping[str, Any], differing: Sequence[Mapping[str, Any]]) -> s
         interval=Markup(_interval(report)),
         plot=Markup(_plot(report)),
         tiles=_tiles(report),
+        unit=unit(report["cost"]),
+        recorded=[_unbroken(line) for line in recorded_lines(report.get("recorded"))],
         metrics=_metrics(report["quality"]),
+        slices=[{**p, "kept": kept_share(p)} for p in report["quality"].get("slices") or ()],
         costs=_costs(report["cost"]),
         mask=_unbroken(mask_sentence(report) or ""),
         exports=[{**dict.fromkeys(_EXPORT), **export} for export in report["exports"]],
@@ -202,7 +207,8 @@ def _together(exports: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
 def _tiles(report: Mapping[str, Any]) -> list[dict[str, str]]:
     quality, cost = report["quality"], report["cost"]
     teacher, student, ratio = cost["teacher"], cost["student"], cost["ratio"]
-    metric = figures.metric_name(quality["metric"])
+    metric, of = figures.metric_name(quality["metric"]), unit(cost)
+    each = "an answer" if of == "answer" else "a row"
 
     def tile(name: str, value: str, note: str, missing: bool) -> dict[str, str]:
         if missing:
@@ -226,13 +232,13 @@ def _tiles(report: Mapping[str, Any]) -> list[dict[str, str]]:
         tile(
             "Compute",
             figures.times(ratio["flops"], "more", "less"),
-            change("flops_per_example", figures.flops) + " a row",
+            change("flops_per_example", figures.flops) + f" {each}",
             ratio["flops"] is None,
         ),
         tile(
             "Speed",
             figures.times(ratio["latency"], "slower", "faster"),
-            change("latency_ms_p50", ms) + " a row",
+            change("latency_ms_p50", ms) + f" {each}",
             ratio["latency"] is None,
         ),
         tile(
@@ -247,13 +253,12 @@ def _tiles(report: Mapping[str, Any]) -> list[dict[str, str]]:
 def _metrics(quality: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for name, pair in quality["metrics"].items():
-        teacher, student = figures.number(pair["teacher"]), figures.number(pair["student"])
         rows.append(
             {
                 "name": figures.metric_name(name),
-                "teacher": teacher,
-                "student": student,
-                "kept": student / teacher if student is not None and teacher else None,
+                "teacher": pair["teacher"],
+                "student": pair["student"],
+                "kept": kept_share(pair),
                 "judged": name == quality["metric"],
             }
         )
@@ -263,8 +268,8 @@ def _metrics(quality: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _costs(cost: Mapping[str, Any]) -> list[list[str]]:
     words = {"latency": ("slower", "faster"), "bytes": ("larger", "smaller")}
     rows = []
-    for label, key, shown, of in cost_rows(cost):
-        row = [label, shown(cost["teacher"].get(key)), shown(cost["student"].get(key))]
+    for label, teacher, student, of in cost_rows(cost):
+        row = [label, teacher, student]
         ratio = cost["ratio"].get(of) if of else None
         if of:
             row += [figures.share(ratio), figures.times(ratio, *words.get(of, ("more", "less")))]
@@ -273,7 +278,7 @@ def _costs(cost: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _measurements(measurements: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    keys = ("p50", "p90", "p95", "p99", "model_p50", "examples_per_s")
+    keys = ("p50", "p90", "p95", "p99", "model_p50", "examples_per_s", "tokens_per_s")
     rows = []
     for found in measurements:
         scenario = str(found.get("scenario", ""))
@@ -282,6 +287,7 @@ def _measurements(measurements: Sequence[Mapping[str, Any]]) -> list[dict[str, A
         row |= {key: found.get(key, "") for key in ("threads", "batch")}
         row["runtime"] = _RUNTIMES.get(row["runtime"], row["runtime"])
         row["peak"] = found.get("peak_memory_bytes")
+        row["ttft"] = (found.get("ttft") or {}).get("p50")
         rows.append(row | {"scenario": _SCENARIOS.get(scenario, scenario)})
     return rows
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from peft import LoraModel
     from transformers import PreTrainedModel
 
-    from ..distill.chunked import TokenTerm
-    from ..distill.language import OnPolicy
+    from ..distill.language import OnPolicy, Term
     from ..distill.language_rows import LanguageRows
     from ..distill.trainer import Trained
 
@@ -81,7 +80,7 @@ def train_and_save(
     context: Context,
     model: TextModel,
     rows: LanguageRows,
-    terms: Sequence[TokenTerm],
+    terms: Sequence[Term],
     settings: Distill | Finetune,
     validate: AnswersValidation,
     *,
@@ -91,10 +90,14 @@ def train_and_save(
     teacher: TextModel | None = None,
     shared: int | None = None,
     on_policy: OnPolicy | None = None,
+    layers: Mapping[int, int] | None = None,
+    teacher_hidden: int = 0,
     adapters: LoraModel | None = None,
     after_step: Any = None,
 ) -> Trained:
     """Trains a language model and saves the best epoch's weights as a stock checkpoint."""
+    import torch
+
     from ..distill.arguments import training_arguments
     from ..distill.language import LanguageDistiller, LanguageTrainer
     from ..distill.sharding import whole_model
@@ -116,8 +119,9 @@ def train_and_save(
         extra=settings.arguments,
         where=where,
     )
+    torch.manual_seed(seed)  # the projections' weights
     trainer = LanguageTrainer(
-        LanguageDistiller(model, terms, teacher, shared),
+        LanguageDistiller(model, terms, teacher, shared, layers, teacher_hidden),
         arguments,
         rows,
         validate,

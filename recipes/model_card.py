@@ -16,6 +16,14 @@ import yaml
 
 from ..eval.tasks import get_task
 from . import figures
+from .answer_report import recorded_lines
+
+PIPELINES = {
+    "class_logits": "text-classification",
+    "embedding": "sentence-similarity",
+    "token_distribution": "text-generation",
+}
+"""What the hub calls a model of each signal."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
@@ -65,8 +73,8 @@ def card_metadata(report: Mapping[str, Any], *, license: str | None = None) -> d
     """What the hub files the model under; keys without a known value are left out."""
     from ..eval.metrics import METRICS
 
-    embeds = get_task(report["task"]).signal == "embedding"
-    recipe = report["recipe"]
+    signal = get_task(report["task"]).signal
+    embeds, recipe = signal == "embedding", report["recipe"]
     base, source = _base(recipe), (recipe.get("data") or {}).get("source")
     metrics = [METRICS[name].hub_id for name in report["quality"]["metrics"] if name in METRICS]
     done = [kind for kind, key in (("distillation", "distill"), ("pruning", "prune"))
@@ -75,7 +83,7 @@ def card_metadata(report: Mapping[str, Any], *, license: str | None = None) -> d
     found = {
         "license": license,
         "library_name": "sentence-transformers" if embeds else "transformers",
-        "pipeline_tag": "sentence-similarity" if embeds else "text-classification",
+        "pipeline_tag": PIPELINES[signal],
         "base_model": base if _on_hub(base) else None,
         # The hub knows adapter, merge, quantized and finetune; changed weights are the last.
         "base_model_relation": "finetune" if _on_hub(base) else None,
@@ -87,12 +95,22 @@ def card_metadata(report: Mapping[str, Any], *, license: str | None = None) -> d
 
 
 def _base(recipe: Mapping[str, Any]) -> str | None:
-    """The checkpoint whose weights the student started from."""
+    """The checkpoint whose weights the student started from; None for one made in the run."""
     for section in ("student", "teacher"):
         name = (recipe.get(section) or {}).get("model")
         if name:
             return str(name)
     return None
+
+
+def _teacher(recipe: Mapping[str, Any]) -> str:
+    """The teacher in a few words."""
+    teacher = recipe.get("teacher") or {}
+    if teacher.get("new"):
+        return "a teacher made and trained in the same run"
+    if not teacher.get("model"):
+        return "a recorded teacher"
+    return _code(teacher["model"]) + " behind an endpoint" * (teacher.get("kind") == "endpoint")
 
 
 def _on_hub(name: str | None) -> bool:
@@ -110,10 +128,11 @@ def _summary(report: Mapping[str, Any]) -> str:
         return (
             "**A smoke run's model: tiny, random, and of no use but to test that a recipe runs.**"
         )
-    teacher = (report["recipe"].get("teacher") or {}).get("model")
+    recipe = report["recipe"]
+    own = (recipe.get("teacher") or {}).get("kind", "checkpoint") == "checkpoint"
     return (
-        f"A small model for one task ({report['task']}), pared down from "
-        f"{_code(teacher) if teacher else 'a recorded teacher'}. It keeps "
+        f"A small model for one task ({report['task']}), "
+        f"{'pared down' if own else 'learned'} from {_teacher(recipe)}. It keeps "
         f"**{figures.share(quality['retention'])}** of the teacher's "
         f"{figures.metric_name(quality['metric'])} (95 % interval "
         f"{figures.span(quality['retention_ci95'])}, {figures.whole(quality['examples'])} test "
@@ -122,14 +141,16 @@ def _summary(report: Mapping[str, Any]) -> str:
 
 
 def _use(report: Mapping[str, Any]) -> str:
-    embeds = get_task(report["task"]).signal == "embedding"
+    signal = get_task(report["task"]).signal
     made = "trained" if report["recipe"].get("distill") else "fitted"
     scope = (
         f"For the task of the recipe {_code(report['name'])} and texts like the ones it was "
         f"{made} on. What the teacher can do beyond that was given up and not measured; so were "
         "other languages and domains. Measure again on your own rows before relying on it."
     )
-    if not embeds:
+    if signal == "token_distribution":
+        return f"{scope}\n\n{_asking(report['recipe'])}"
+    if signal == "class_logits":
         return (
             f"{scope}\n\n```python\nfrom transformers import pipeline\n\n"
             'classify = pipeline("text-classification", model="path/to/this/folder")\n'
@@ -150,14 +171,39 @@ def _use(report: Mapping[str, Any]) -> str:
     )
 
 
+def _asking(recipe: Mapping[str, Any]) -> str:
+    """How the model is asked, as it was in the run."""
+    said = recipe.get("generation") or {}
+    longest = said.get("max_new_tokens")
+    lines = ["from transformers import pipeline", ""]
+    lines += ['generate = pipeline("text-generation", model="path/to/this/folder")']
+    rest = f"max_new_tokens={longest}, do_sample=False, return_full_text=False"
+    lines += [f'generate("a prompt", {rest})']
+    text = (
+        "It was measured on prompts written as in training; a model of prompts and completions "
+        "takes them as they are, with the separator at the end, and one of messages takes a list "
+        "of turns instead of a text."
+    )
+    if said.get("template"):
+        text += f" The chat template was given {_code(said['template'])}."
+    if said.get("settings"):
+        text += f" Answers were made with {_code(said['settings'])} instead of greedily."
+    return f"{text}\n\n```python\n" + "\n".join(lines) + "\n```"
+
+
 def _quality(report: Mapping[str, Any]) -> str:
     lines = ["| metric | teacher | student |", "|---|---|---|"]
     for name, pair in report["quality"]["metrics"].items():
         values = (figures.quality(pair["teacher"]), figures.quality(pair["student"]))
         lines.append(f"| {figures.metric_name(name)} | {' | '.join(values)} |")
+    for part in report["quality"].get("slices") or ():
+        values = (figures.quality(part["teacher"]), figures.quality(part["student"]))
+        name = f"{report['quality']['metric']} of {part['name']} ({part['rows']:,} rows)"
+        lines.append(f"| {_code(name)} | {' | '.join(values)} |")
     agreement = report["quality"]["agreement"]
+    verb = "answer" if get_task(report["task"]).signal == "token_distribution" else "decide"
     if agreement is not None:
-        lines += ["", f"Student and teacher decide {figures.share(agreement)} of the rows alike."]
+        lines += ["", f"Student and teacher {verb} {figures.share(agreement)} of the rows alike."]
     verdict = report["verdict"]
     if not report["smoke"]:
         target = report["target"]
@@ -171,13 +217,12 @@ def _quality(report: Mapping[str, Any]) -> str:
 
 
 def _cost(report: Mapping[str, Any]) -> str:
-    from .report import cost_rows, mask_sentence
+    from .cost_rows import cost_rows, unit
+    from .report import mask_sentence
 
     cost = report["cost"]
-    lines = ["| per row | teacher | student |", "|---|---|---|"]
-    for label, key, shown, _ in cost_rows(cost):
-        values = (shown(cost["teacher"].get(key)), shown(cost["student"].get(key)))
-        lines.append(f"| {label} | {' | '.join(values)} |")
+    lines = [f"| per {unit(cost)} | teacher | student |", "|---|---|---|"]
+    lines += [f"| {row.label} | {row.teacher} | {row.student} |" for row in cost_rows(cost)]
     where = report["environment"].get("processor")
     lines += [
         "",
@@ -191,12 +236,18 @@ def _cost(report: Mapping[str, Any]) -> str:
 def _cut_steps(recipe: Mapping[str, Any], prune: Mapping[str, Any]) -> list[str]:
     teacher = recipe.get("teacher") or {}
     tuned = teacher.get("finetune") if not recipe.get("student") else None
-    origin = _code(_base(recipe))
+    base = _base(recipe)
+    origin = f", {_code(base)}" if base else ""
     steps = []
     if teacher.get("finetune"):
+        new, epochs = teacher.get("new"), teacher["finetune"].get("epochs")
         name = _code(str(teacher.get("model")))
-        epochs = teacher["finetune"].get("epochs")
-        steps.append(f"The teacher: {name}, trained on the task's labels for {epochs} epochs.")
+        if new:
+            name = f"a {_code(new.get('architecture'))} of random weights, its tokenizer made of "
+            name += "the training rows"
+        answers = get_task(str(recipe["task"])).signal == "token_distribution"
+        of = "completions" if answers else "labels"
+        steps.append(f"The teacher: {name}, trained on the task's {of} for {epochs} epochs.")
     names = {
         "intermediate_size": "feed-forward width",
         "hidden_size": "hidden size",
@@ -210,7 +261,7 @@ def _cut_steps(recipe: Mapping[str, Any], prune: Mapping[str, Any]) -> list[str]
     layers = prune.get("layers")
     if layers is not None:
         kept = f"{layers} layers" if isinstance(layers, int) else f"layers {layers}"
-        source = "that teacher" if tuned else f"the model it started from, {origin}"
+        source = "that teacher" if tuned else f"the model it started from{origin}"
         steps.append(f"Cut to {kept} of {source}{'.' if cuts else end}")
     if cuts:
         steps.append(f"{cuts[0].capitalize()}{''.join(f', {cut}' for cut in cuts[1:])}{end}")
@@ -247,6 +298,12 @@ def _made(report: Mapping[str, Any]) -> str:
             f"Trained for {distill.get('epochs')} epochs on {' and '.join(rows)}, to give what the "
             f"teacher was recorded to give; losses: {losses}{_of_labels(distill)}."
         )
+        if distill.get("lora"):
+            steps[-1] += " Low-rank adapters were trained, and merged."
+        if distill.get("on_policy"):
+            share = figures.share(distill["on_policy"], 0)
+            steps[-1] += f" For {share} of the rows the student wrote and the teacher scored that."
+        steps[-1] += "".join(f" {line}" for line in recorded_lines(report.get("recorded")))
     elif steps:
         steps.append("Not trained after that.")
     lines = [f"{place}. {step}" for place, step in enumerate(steps, 1)]

@@ -10,9 +10,12 @@ import torch
 
 from ..eval.byte_pairs import train_byte_pairs
 from ..eval.data import Data
-from ..eval.errors import RecipeError
+from ..eval.errors import RecipeError, nearest
 from ..eval.models import no_loading_bar
 from .schema import NewModel
+
+ALSO_READ = ("head_dim",)
+"""What layers ask a config for where its class has no such field (qwen2)."""
 
 
 def write_new_model(new: NewModel, data: Data, seed: int, folder: Path) -> None:
@@ -25,9 +28,10 @@ def write_new_model(new: NewModel, data: Data, seed: int, folder: Path) -> None:
         folder: Of the checkpoint.
 
     Raises:
-        RecipeError: If transformers has no such architecture, or refuses its config.
+        RecipeError: If transformers has no such architecture, or not such a config.
     """
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     if folder.exists():
         return
@@ -39,11 +43,12 @@ def write_new_model(new: NewModel, data: Data, seed: int, folder: Path) -> None:
     context = int(new.config.get("max_position_embeddings", 512))
     rows = data.split("train")
     texts = (text for name in ("prompt", "completion") for text in rows[name])
-    tokenizer = train_byte_pairs(texts, new.vocabulary, context)
+    tokenizer = train_byte_pairs(texts, new.vocabulary, context, new.words)
     ids = {
         f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")
     }
     sizes: dict[str, Any] = {"max_position_embeddings": context, **new.config}
+    _check_names(new)
     try:
         config = transformers.AutoConfig.for_model(
             new.architecture, vocab_size=len(tokenizer), **ids, **sizes
@@ -52,11 +57,29 @@ def write_new_model(new: NewModel, data: Data, seed: int, folder: Path) -> None:
             torch.manual_seed(seed)
             auto: Any = transformers.AutoModelForCausalLM
             model = auto.from_config(config)
-    except (ValueError, TypeError) as error:
-        raise RecipeError(f"teacher.new.config: {error}") from error
+    except (ValueError, TypeError, ZeroDivisionError, StrictDataclassError) as error:
+        said = str(error.__cause__ or error)
+        raise RecipeError(f"teacher.new.config: {new.architecture} refuses it: {said}") from error
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     with no_loading_bar():
         model.save_pretrained(str(part))
     tokenizer.save_pretrained(str(part))
     part.rename(folder)
+
+
+def _check_names(new: NewModel) -> None:
+    """Refuses names that the config has not: transformers would keep and ignore them.
+
+    Raises:
+        RecipeError: Naming the first, and the nearest that there is.
+    """
+    import transformers
+
+    known = transformers.CONFIG_MAPPING[new.architecture]()
+    for name in new.config:
+        if name not in ALSO_READ and not hasattr(known, name):
+            raise RecipeError(
+                f"teacher.new.config.{name}: the config of {new.architecture} has no such field."
+                f"{nearest(name, known.to_dict())}"
+            )

@@ -121,11 +121,11 @@ def _teacher_stage(recipe: Recipe, data: Folder) -> Stage:
 
 def _capture_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stage:
     """What the teacher says, of each row or of each token."""
+    layers = sorted(set(hidden_layers(recipe, teacher_checkpoint(teacher.path)).values()))
     if not generates(recipe):
-        layers = sorted(set(hidden_layers(recipe, teacher_checkpoint(teacher.path)).values()))
         return capture_stage(recipe, data, teacher, layers)
     if recipe.teacher.kind == "checkpoint":
-        return capture_tokens_stage(recipe, data, teacher)
+        return capture_tokens_stage(recipe, data, teacher, layers)
     return capture_answers_stage(recipe, data, teacher)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import figures
+from .answer_report import recorded_lines
+from .cost_rows import cost_rows
 from .report_schema import (
     SCHEMA,
     Cost,
@@ -19,6 +21,7 @@ from .report_schema import (
     Measurement,
     Quality,
     Ratio,
+    Recorded,
     Report,
     Search,
     Side,
@@ -51,6 +54,7 @@ def build_report(
     differing: Sequence[Difference] = (),
     notes: Sequence[str] = (),
     search: Search | None = None,
+    recorded: Recorded | None = None,
 ) -> Report:
     """Puts a report together: adds ratios, quality to compute and the verdict.
 
@@ -71,6 +75,7 @@ def build_report(
         differing: Rows that both models decide differently; the first twenty are kept.
         notes: Sentences a reader should know.
         search: How the student's shape was found, where the recipe has a budget.
+        recorded: What a language model teacher was recorded to say (generation).
     """
     asked = recipe.get("target") or {}
     target = Target(
@@ -105,6 +110,7 @@ def build_report(
         differing=list(differing)[:20],
         notes=list(notes),
         search=search,
+        recorded=recorded,
     )
     cleaned: Report = plain(report)
     return cleaned
@@ -247,6 +253,8 @@ def print_summary(report: Mapping[str, Any], console: Console) -> None:
         console.print(_export_table(report["exports"], report["quality"]["metric"]))
     if report.get("search"):
         console.print(_search_table(report["search"]))
+    for line in recorded_lines(report.get("recorded")):
+        console.print(Text(f"Recorded: {line}"))
     for note in report["notes"]:
         console.print(Text(f"Note: {note}"))
 
@@ -264,19 +272,23 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
     return table
 
 
+def kept_share(pair: Mapping[str, Any]) -> str:
+    """Student over teacher as it is shown; nothing where less is better, and none is kept."""
+    if not pair.get("higher_is_better", True):
+        return ""
+    teacher, student = figures.number(pair["teacher"]), figures.number(pair["student"])
+    return figures.share(student / teacher if student is not None and teacher else None)
+
+
 def _quality_table(quality: Mapping[str, Any]) -> Table:
     rows = []
     for name, pair in quality["metrics"].items():
-        teacher, student = figures.number(pair["teacher"]), figures.number(pair["student"])
-        kept = student / teacher if student is not None and teacher else None
-        rows.append(
-            [
-                figures.metric_name(name),
-                figures.quality(teacher),
-                figures.quality(student),
-                figures.share(kept),
-            ]
-        )
+        values = [figures.quality(pair[side]) for side in ("teacher", "student")]
+        rows.append([figures.metric_name(name), *values, kept_share(pair)])
+    for part in quality.get("slices") or ():
+        name = f"{part['name']}, {part['rows']:,} rows ({figures.metric_name(quality['metric'])})"
+        values = [figures.quality(part[side]) for side in ("teacher", "student")]
+        rows.append([f"– {name}", *values, kept_share(part)])
     for baseline in quality["baselines"]:
         rows.append(
             [
@@ -291,16 +303,10 @@ def _quality_table(quality: Mapping[str, Any]) -> Table:
 
 def _cost_table(cost: Mapping[str, Any]) -> Table:
     ratio = cost["ratio"]
-    rows = []
-    for label, key, shown, of in cost_rows(cost):
-        rows.append(
-            [
-                label,
-                shown(cost["teacher"][key]),
-                shown(cost["student"][key]),
-                figures.share(ratio[of]) if of else "",
-            ]
-        )
+    rows = [
+        [row.label, row.teacher, row.student, figures.share(ratio[row.of]) if row.of else ""]
+        for row in cost_rows(cost)
+    ]
     return _table("Cost (PyTorch fp32, one thread)", ["", "teacher", "student", "ratio"], rows)
 
 
@@ -352,37 +358,3 @@ def search_rows(search: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 def _search_table(search: Mapping[str, Any]) -> Table:
     columns, rows = search_rows(search)
     return _table(f"Search: agreement with the teacher on {search['rows']} rows", columns, rows)
-
-
-def _milliseconds(value: Any) -> str:
-    return figures.digits(value, " ms")
-
-
-def _rows_per_second(value: Any) -> str:
-    return figures.digits(value, " rows/s")
-
-
-PRICE = "usd_per_million"
-
-
-def _usd(value: Any) -> str:
-    return figures.digits(value, " USD")
-
-
-COST_ROWS = (
-    ("compute per row", "flops_per_example", figures.flops, "flops"),
-    ("parameters", "parameters", figures.count, "parameters"),
-    ("weights on disk", "bytes", figures.size, "bytes"),
-    ("latency, p50", "latency_ms_p50", _milliseconds, "latency"),
-    ("latency, p95", "latency_ms_p95", _milliseconds, None),
-    ("throughput", "examples_per_s", _rows_per_second, None),
-    ("peak memory", "peak_memory_bytes", figures.size, None),
-    ("price of a million rows", PRICE, _usd, None),
-)
-"""Label, key of `Side`, how it is written, and key of `Ratio`."""
-
-
-def cost_rows(cost: Mapping[str, Any]) -> list[tuple[str, str, Any, str | None]]:
-    """The rows of a table of costs: the price is left out where the recipe says none."""
-    priced = any(cost[side].get(PRICE) is not None for side in ("teacher", "student"))
-    return [row for row in COST_ROWS if row[1] != PRICE or priced]

@@ -6,7 +6,7 @@ Other programs read the file, so its keys are stable: a change that could break 
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 SCHEMA = 1
 """Version of the keys of ``report.json``."""
@@ -21,8 +21,18 @@ class Target(TypedDict):
 
 
 class Pair(TypedDict):
-    """One metric of both models."""
+    """One metric of both models; ``higher_is_better`` is false for a count of errors."""
 
+    teacher: float | None
+    student: float | None
+    higher_is_better: NotRequired[bool]
+
+
+class Slice(TypedDict):
+    """The target's metric on the test rows of one kind, which the data name (generation)."""
+
+    name: str
+    rows: int
     teacher: float | None
     student: float | None
 
@@ -64,12 +74,29 @@ class Quality(TypedDict):
     metrics: dict[str, Pair]
     baselines: list[Baseline]
     seeds: list[SeedResult]
+    slices: list[Slice]
+
+
+class Answer(TypedDict):
+    """What an answer costs on average over the test rows: the prompt's FLOPs and the answer's.
+
+    ``new_tokens`` counts the one that ends an answer; ``unfinished`` answers reached the longest
+    that the recipe allows; ``kv_cache_bytes`` are of keys and values in fp32 at the answer's end.
+    """
+
+    prefill_flops: float
+    decode_flops: float
+    new_tokens: float
+    unfinished: int
+    kv_cache_bytes: float
 
 
 class Side(TypedDict):
     """What one model costs: in PyTorch, fp32, one thread, one row at a time.
 
     ``usd_per_million`` is of rows in batches, at the recipe's price of a core; null without one.
+    ``answer``, ``tokens_per_s`` and ``ttft_ms_p50`` (time to first token) are of generation, and
+    ``flops_per_example`` there is of prefill and decode together.
     """
 
     parameters: int | None
@@ -80,6 +107,9 @@ class Side(TypedDict):
     examples_per_s: float | None
     peak_memory_bytes: int | None
     usd_per_million: float | None
+    answer: Answer | None
+    tokens_per_s: float | None
+    ttft_ms_p50: float | None
 
 
 class Ratio(TypedDict):
@@ -102,7 +132,9 @@ class Cost(TypedDict):
 class Measurement(TypedDict, total=False):
     """One timing. Times are milliseconds from text to decision; ``model_p50`` is the model alone.
 
-    ``scenario`` is ``single_stream`` (one row after the other) or ``offline`` (batches).
+    ``scenario`` is ``single_stream`` (one row after the other) or ``offline`` (batches). Of answers
+    in text there is ``tokens_per_s`` too, and, of single ones, ``ttft``: the time to the first
+    token.
     """
 
     side: str
@@ -117,6 +149,8 @@ class Measurement(TypedDict, total=False):
     p99: float | None
     model_p50: float | None
     examples_per_s: float | None
+    tokens_per_s: float | None
+    ttft: dict[str, float]
     usd_per_million: float | None
     peak_memory_bytes: int | None
     cold_start_s: float | None
@@ -170,6 +204,31 @@ class Mask(TypedDict):
     cut: bool
     bytes: Pair
     latency_ms_p50: Pair
+
+
+class Recorded(TypedDict):
+    """What a language model teacher was recorded to say.
+
+    ``divergence`` is of the record from the full distribution, on a sample of tokens
+    (`distill/token_divergence.py` names its figures). ``unfinished`` are the teacher's own
+    completions that reached the longest allowed; ``truncated`` says how many completions each stage
+    cut to the maximum length. ``unmapped_mass`` and ``refused`` are of log-probabilities that came
+    as text, and ``endpoint`` is what was asked and used, by stage.
+    """
+
+    kind: str
+    encoding: str
+    k: int | None
+    draws: int | None
+    over: str | None
+    items: int
+    bytes_per_token: float | None
+    divergence: dict[str, float] | None
+    unfinished: int | None
+    unmapped_mass: float | None
+    refused: dict[str, int]
+    truncated: dict[str, int]
+    endpoint: dict[str, Any]
 
 
 class Data(TypedDict, total=False):
@@ -248,3 +307,4 @@ class Report(TypedDict):
     differing: list[Difference]
     notes: list[str]
     search: Search | None
+    recorded: Recorded | None

@@ -70,6 +70,8 @@ def _losses(recipe: Recipe, task: Task) -> Iterator[Problem]:
                 (*path, "layers"),
                 "expected uniform, last, or a map {student layer: teacher layer}.",
             )
+        if loss.uses == "tokens":
+            yield from _targets(recipe, name, {**known, **given.options})
         for option, value in given.options.items():
             if option not in known:
                 has = f"It has: {', '.join(known)}." if known else "It has none."
@@ -84,6 +86,21 @@ def _losses(recipe: Recipe, task: Task) -> Iterator[Problem]:
                 )
             elif isinstance(known[option], float) and not _positive(value):
                 yield Problem((*path, option), f"expected a number above 0, got {value!r}.")
+
+
+def _targets(recipe: Recipe, name: str, options: dict[str, Any]) -> Iterator[Problem]:
+    """A divergence that is not defined on what is recorded: told before anything is recorded."""
+    from ..distill.divergences import DIVERGENCES, check_targets
+
+    assert recipe.distill is not None
+    alone = recipe.distill.on_policy == 1  # a live teacher gives whole distributions
+    temperature = options.get("temperature", 1.0)
+    if recipe.capture.encoding != "sampled" or alone or name not in DIVERGENCES:
+        return
+    try:
+        check_targets(name, "sampled", temperature)
+    except RecipeError as error:
+        yield Problem(("distill", "losses", name), str(error))
 
 
 def _layer_map(value: object) -> bool:
@@ -108,9 +125,16 @@ def _metrics(recipe: Recipe, task: Task) -> Iterator[Problem]:
     ]
     for section, key, name in asked:
         try:
-            get_metric(name, task.signal)
+            metric = get_metric(name, task.signal)
         except RecipeError as error:
             yield Problem((section, key), str(error))
+            continue
+        if section == "target" and not metric.higher_is_better:
+            yield Problem(
+                ("target", "metric"),
+                f"'{name}' counts what went wrong, and no share of that is worth keeping; judge by "
+                f"{task.default_metric} or another quality, and name it in evaluate.metrics.",
+            )
 
 
 def _formats(recipe: Recipe, task: Task) -> Iterator[Problem]:

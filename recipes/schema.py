@@ -97,6 +97,11 @@ class NewModel(Section):
     vocabulary: Annotated[int, Field(ge=300)] = Field(
         1024, description="Tokens of its byte-level BPE tokenizer, at most."
     )
+    words: str | None = Field(
+        None,
+        description="Regular expression of what stays together before bytes are merged; GPT-2's "
+        "words if null.",
+    )
     config: dict[str, Any] = Field(
         description="Fields of the architecture's config, such as hidden_size."
     )
@@ -188,6 +193,11 @@ class Capture(Section):
     )
     k: Count | None = Field(None, description="Log-probabilities kept by topk; 32 if null.")
     draws: Count | None = Field(None, description="Draws kept by sampled; 50 if null.")
+    hidden_rank: Count | None = Field(
+        None,
+        description="Components kept of each layer's token vectors, for hidden_mse (generation; "
+        "if null a quarter of the width, at most 128, or more until 5 % of the variance are lost).",
+    )
     over: Literal["references", "generations"] | None = Field(
         None,
         description="Whose completions are recorded: the data's, or the teacher's own "

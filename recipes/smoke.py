@@ -31,7 +31,7 @@ SPECIALS = {
 }
 DECODERS = ("llama", "qwen3")
 HIDDEN, HEADS, WIDTH, EPOCHS = 32, 4, 64, 2
-VOCABULARY, NEW_TOKENS = 512, 12
+VOCABULARY, OTHER_VOCABULARY, NEW_TOKENS = 512, 300, 12
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -57,7 +57,8 @@ def write_stand_ins(recipe: Recipe, folder: Path) -> None:
     _write_rows(recipe, folder / "data")
     write_model(architecture, _teacher(recipe, folder), layers, HIDDEN)
     if recipe.student is not None:
-        write_model(architecture, _student(recipe, folder), layers, HIDDEN // 2)
+        vocabulary = OTHER_VOCABULARY if _translates(recipe) else VOCABULARY
+        write_model(architecture, _student(recipe, folder), layers, HIDDEN // 2, vocabulary)
 
 
 def _architecture(recipe: Recipe) -> str:
@@ -75,7 +76,13 @@ def _teacher(recipe: Recipe, folder: Path) -> Path:
 
 
 def _student(recipe: Recipe, folder: Path) -> Path:
-    return folder / _teacher(recipe, folder).name.replace("teacher", "student")
+    kind = "foreigner" if _translates(recipe) else "student"
+    return folder / _teacher(recipe, folder).name.replace("teacher", kind)
+
+
+def _translates(recipe: Recipe) -> bool:
+    """Whether the student has another tokenizer than the teacher."""
+    return recipe.distill is not None and "uld" in recipe.distill.losses
 
 
 def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
@@ -194,7 +201,9 @@ def _row(recipe: Recipe, text: str, topic: str) -> dict[str, Any]:
     return {"messages": [asked, told]}
 
 
-def write_model(architecture: str, folder: Path, layers: int, hidden: int) -> None:
+def write_model(
+    architecture: str, folder: Path, layers: int, hidden: int, vocabulary: int = VOCABULARY
+) -> None:
     """Saves a randomly initialised backbone and a tokenizer that knows the rows' words."""
     import torch
     import transformers
@@ -205,7 +214,7 @@ def write_model(architecture: str, folder: Path, layers: int, hidden: int) -> No
         return
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    tokenizer = _tokenizer(architecture)
+    tokenizer = _tokenizer(architecture, vocabulary)
     sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     if architecture == "distilbert":
         sizes |= {"n_layers": layers, "dim": hidden, "n_heads": HEADS, "hidden_dim": WIDTH}
@@ -230,7 +239,7 @@ def write_model(architecture: str, folder: Path, layers: int, hidden: int) -> No
     os.replace(part, folder)
 
 
-def _tokenizer(architecture: str) -> Any:
+def _tokenizer(architecture: str, vocabulary: int) -> Any:
     """A tokenizer of the architecture's kind, its vocabulary written by hand.
 
     The trainers of `tokenizers` break ties differently in every process, and two smoke runs of one
@@ -239,7 +248,7 @@ def _tokenizer(architecture: str) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     if architecture in DECODERS:
-        tokenizer = train_byte_pairs([text for text, _ in _sentences()], VOCABULARY, 128)
+        tokenizer = train_byte_pairs([text for text, _ in _sentences()], vocabulary, 128)
         tokenizer.chat_template = TEMPLATE
         return tokenizer
     kind = "roberta" if architecture == "roberta" else "bert"

@@ -162,10 +162,12 @@ def _record(
     spec, generation = encoding_spec(recipe.capture), recipe.generation or Generation()
     mapping = None
     if spec is not None:
-        if tokenizer is None:
+        assert tokenizer is not None
+        if not any(answer.tokens for some in answers.values() for answer in some):
             raise RecipeError(
-                "capture.encoding: log-probabilities on file are of some tokenizer; name it with "
-                "teacher.tokenizer, or keep texts alone (encoding: text)."
+                f"capture.encoding: {recipe.capture.encoding} keeps log-probabilities, and the "
+                "recorded answers have none: give the files of teacher.files a column logprobs, or "
+                "keep texts alone (encoding: text) and learn by cross_entropy."
             )
         mapping = _Mapping(tokenizer, data, generation, answers)
     encoding = None if spec is None or mapping is None else get_encoding(spec, mapping.size)

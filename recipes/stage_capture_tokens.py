@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ..eval.checkpoints import sha256
@@ -17,13 +19,16 @@ from .store import Context, Folder, Stage
 STREAMS = ("train", "validation")
 
 
-def capture_tokens_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stage:
+def capture_tokens_stage(
+    recipe: Recipe, data: Folder, teacher: Folder, layers: Sequence[int] = ()
+) -> Stage:
     """Records the teacher's token distributions over the training and validation rows.
 
     Args:
         recipe: For the encoding, and whose completions are recorded.
         data: The rows.
         teacher: Whom to ask.
+        layers: Its layers whose token vectors a loss asks for.
     """
     task, generation = get_task(recipe.task), recipe.generation or Generation()
     checkpoint = teacher_checkpoint(teacher.path)
@@ -34,6 +39,9 @@ def capture_tokens_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stage
         "generation": generation.model_dump(),
         "seed": recipe.seed,
         "options": model_options(recipe.teacher),
+        # What the student is not trained on is not recorded.
+        "max_length": recipe.distill.max_length if recipe.distill else None,
+        "hidden_layers": list(layers),
     }
 
     def work(context: Context) -> None:
@@ -45,7 +53,7 @@ def capture_tokens_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stage
             model.to(f"cuda:{context.world.rank % torch.cuda.device_count()}")
         writes = recipe.capture.over == "generations"
         scratch = context.out / f"tokens-{context.world.rank}"
-        dialogues = dialogues_of(model, rows, generation)
+        dialogues = dialogues_of(model, rows, generation, settings["max_length"])
         examples = examples_of(dialogues, rows, STREAMS, scratch, prompts=writes)
         outputs = capture_tokens(
             model,
@@ -63,6 +71,8 @@ def capture_tokens_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stage
             writing=Writing(generation.max_new_tokens, generation.settings, recipe.seed)
             if writes
             else None,
+            hidden_layers=list(layers),
+            hidden_rank=recipe.capture.hidden_rank,
             precision=recipe.capture.precision,
             batch_tokens=recipe.capture.batch_tokens,
             shard_rows=recipe.capture.shard_rows,
@@ -77,6 +87,12 @@ def capture_tokens_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stage
         if outputs is not None:
             kept = ("items", "bytes_per_token", "divergence", "truncated")
             context.facts.update({k: outputs.manifest.get(k) for k in kept})
+            if writes:
+                end = int(model.tokenizer.eos_token_id)
+                context.facts["unfinished"] = int((outputs.last_ids() != end).sum())
+            if layers:
+                stated = ("hidden", "hidden_bytes_per_token")
+                context.facts.update({k: outputs.manifest[k] for k in stated})
 
     inputs = {"data": data, "teacher": teacher}
     return Stage("capture", "stage_capture_tokens", settings, inputs, work, shared=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..eval.checkpoints import find_checkpoint
 from ..eval.data import Data
 from ..eval.dialogues import Dialogues, Example
 from ..eval.errors import RecipeError, RunError
@@ -16,6 +17,7 @@ from ..eval.tasks import get_task
 from ..prune.masks import Zeros
 from .language_data import dialogues_of, examples_of
 from .language_training import AnswersValidation, metric_names, train_and_save
+from .layer_maps import hidden_layers
 from .schema import Generation, Lora, Recipe
 from .stage_prune import prune_report
 from .stage_teacher import CHECKPOINT, model_options, teacher_checkpoint
@@ -25,8 +27,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from peft import LoraModel
 
+    from ..distill.byte_spans import ByteSpans
     from ..distill.examples import Examples
     from ..distill.token_outputs import TokenOutputs
+
+ALIGNED = 256
+"""Rows whose alignment is measured, and must not be empty, before anything is trained."""
 
 
 def distill_tokens_stage(
@@ -67,11 +73,14 @@ def distill_tokens_stage(
         "generation": generation.model_dump(),
         "masked": recipe.prune is not None and recipe.prune.mask is not None,
         "options": model_options(recipe.student or recipe.teacher),
+        "layers": {} if labels_only else hidden_layers(recipe, teacher_checkpoint(teacher.path)),
     }
 
     def work(context: Context) -> None:
+        from ..distill.alignment import ULD
         from ..distill.language import OnPolicy, token_terms
         from ..distill.language_rows import LanguageRows
+        from ..distill.layer_terms import HIDDEN_MSE
         from ..distill.token_outputs import TokenOutputs
 
         rows = Data.open(context.inputs["data"])
@@ -85,19 +94,23 @@ def distill_tokens_stage(
         asked = any(not term.needs_labels for term in terms)
         checkpoint = teacher_checkpoint(teacher.path)
         renumbered = kept_ids(context.inputs["prune"], outputs)
-        shared = None
+        names = [term.name for term in terms]
+        shared = spans = None
         if asked and renumbered is None and checkpoint is not None:
-            shared = shared_ids(student, checkpoint, [term.name for term in terms])
+            shared = shared_ids(student, checkpoint, names)
+        if ULD in names:
+            spans, renumbered = spans_between(recipe, student, checkpoint), None
         folder = context.out / "training" / f"tokens-{context.world.rank}"
         dialogues = dialogues_of(student, rows, generation, settings.max_length)
         items = outputs.rows("train")
         if labels_only or outputs.manifest.get("over") != "generations":
             examples = examples_of(dialogues, rows, ["train"], folder)
-        elif asked:
+        elif asked and spans is None:
             items = items[items >= 0]  # the others' log-probabilities could not be mapped
             examples = _written(outputs, items, renumbered, dialogues.max_length, folder)
         else:
             examples = _retold(outputs, items, dialogues, rows, folder)
+            items = items[items >= 0]
         live = None
         if said["on_policy"]:
             if renumbered is not None:
@@ -113,16 +126,22 @@ def distill_tokens_stage(
         if live is not None:
             eos = int(student.tokenizer.eos_token_id)
             policy = OnPolicy(settings.on_policy, generation.max_new_tokens, eos)
+        trained_on = LanguageRows(
+            examples,
+            int(student.tokenizer.pad_token_id or 0),
+            items=items if asked else None,
+            outputs=outputs if asked else None,
+            renumbered=renumbered,
+            spans=spans,
+            distributions=any(n not in (HIDDEN_MSE, "cross_entropy") for n in names),
+            hidden_layers=sorted(set(said["layers"].values())),
+        )
+        if spans is not None:
+            context.facts["aligned"] = trained_on.aligned(range(min(len(items), ALIGNED)))
         train_and_save(
             context,
             student,
-            LanguageRows(
-                examples,
-                int(student.tokenizer.pad_token_id or 0),
-                items=items if asked else None,
-                outputs=outputs if asked else None,
-                renumbered=renumbered,
-            ),
+            trained_on,
             terms,
             settings,
             AnswersValidation(
@@ -137,6 +156,8 @@ def distill_tokens_stage(
             teacher=live,
             shared=shared,
             on_policy=policy,
+            layers=said["layers"],
+            teacher_hidden=int(outputs.manifest.get("hidden_size", 0)),
             adapters=adapters,
             after_step=partial(zeros.keep, student) if zeros else None,
         )
@@ -168,6 +189,18 @@ def shared_ids(student: TextModel, teacher: Path, losses: list[str]) -> int | No
     match = match_vocabularies(student.tokenizer, load_tokenizer(teacher))
     check_losses(losses, match)
     return match.shared
+
+
+def spans_between(recipe: Recipe, student: TextModel, teacher: Path | None) -> ByteSpans:
+    """What aligns the student's tokens with those that the teacher's outputs are of."""
+    from ..distill.alignment import ULD
+    from ..distill.byte_spans import ByteSpans
+
+    if teacher is None:
+        assert recipe.teacher.tokenizer is not None
+        teacher = find_checkpoint(recipe.teacher.tokenizer)
+        shared_ids(student, teacher, [ULD])
+    return ByteSpans(student.tokenizer, load_tokenizer(teacher))
 
 
 def _retold(

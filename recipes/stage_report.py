@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..eval.data import Data
 from ..eval.hardware import environment
+from ..eval.metrics import METRICS
+from . import answer_report
 from .contenders import Contender
+from .generation_rules import generates
 from .html import write_html
 from .model_card import write_model_card
 from .report import build_report, write_report
+from .runtimes import runtime_notes
 from .schema import Recipe
 from .stage_evaluate import evaluation
 from .stage_export import export_facts
@@ -77,8 +82,9 @@ def report_stage(
             },
             environment=environment(),
             differing=found["differing"],
-            notes=_notes(found, recipe),
+            notes=[*_notes(found, recipe), *_runtime_notes(recipe, contenders)],
             search=settings["search"],
+            recorded=answer_report.recorded(recipe, folders) if generates(recipe) else None,
         )
         write_report(report, context.out / "report.json")
         write_html(report, report["differing"], context.out / "report.html")
@@ -124,7 +130,11 @@ def _quality(found: Mapping[str, Any], contenders: Sequence[Contender]) -> Any:
         "examples": seeds["examples"],
         "agreement": student["agreement"],
         "metrics": {
-            name: {"teacher": value, "student": found["values"]["student"].get(name)}
+            name: {
+                "teacher": value,
+                "student": found["values"]["student"].get(name),
+                "higher_is_better": name not in METRICS or METRICS[name].higher_is_better,
+            }
             for name, value in teacher.items()
         },
         "baselines": baselines,
@@ -136,6 +146,7 @@ def _quality(found: Mapping[str, Any], contenders: Sequence[Contender]) -> Any:
             }
             for c, retention in zip(students, seeds["each"], strict=True)
         ],
+        "slices": answer_report.slices(found, contenders),
     }
 
 
@@ -164,6 +175,9 @@ def _side(found: Mapping[str, Any], side: str) -> Any:
         "usd_per_million": _timing(found, side, "pytorch", "fp32", "offline").get(
             "usd_per_million"
         ),
+        "answer": model.get("answer"),
+        "tokens_per_s": single.get("tokens_per_s"),
+        "ttft_ms_p50": (single.get("ttft") or {}).get("p50"),
     }
 
 
@@ -253,3 +267,12 @@ def _notes(found: Mapping[str, Any], recipe: Recipe) -> list[str]:
                 "that a query may find, those that answer test queries included; of no test query."
             )
     return notes
+
+
+def _runtime_notes(recipe: Recipe, contenders: Sequence[Contender]) -> list[str]:
+    """What serves the student, and what does not; of language models."""
+    if not generates(recipe):
+        return []
+    student = next(c for c in contenders if c.side == "student")
+    config = json.loads((student.path / "config.json").read_text(encoding="utf-8"))
+    return runtime_notes(config)

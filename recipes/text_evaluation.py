@@ -46,7 +46,8 @@ class TextRows:
         settings: How prompts are written and answers made.
         metrics: Names of the metrics.
         prompts: By contender, each row's prompt in its tokens.
-        answers: By contender, what it wrote.
+        answers: By contender that was asked here, what it wrote.
+        texts: By contender, its answers as text, recorded ones too.
     """
 
     task: Task
@@ -56,6 +57,7 @@ class TextRows:
     metrics: list[str]
     prompts: dict[str, list[list[int]]] = field(default_factory=dict)
     answers: dict[str, list[Generated]] = field(default_factory=dict)
+    texts: dict[str, list[str]] = field(default_factory=dict)
 
     def load(self, contender: Contender) -> TextModel:
         """Loads a checkpoint; the teacher with the recipe's options."""
@@ -105,6 +107,7 @@ def score(rows: TextRows, contenders: Sequence[Contender], context: Context) -> 
             )
             rows.prompts[contender.name], rows.answers[contender.name] = prompts, answers
             texts = [answer.text for answer in answers]
+        rows.texts[contender.name] = texts
         found[contender.name] = score_texts(texts, references, rows.metrics)
     return found
 
@@ -194,8 +197,6 @@ def differing(
 ) -> list[dict[str, Any]]:
     """Rows that teacher and student answer differently, spread evenly over the test set."""
     student = next(c for c in contenders if c.side == "student").name
-    if "teacher" not in rows.answers or student not in rows.answers:
-        return []
     where = np.flatnonzero(scores["teacher"].decisions != scores[student].decisions)
     if not len(where):
         return []
@@ -206,7 +207,7 @@ def differing(
         row: dict[str, Any] = test[i]
         said: dict[str, Any] = {}
         for side, name in (("teacher", "teacher"), ("student", student)):
-            said[side] = rows.answers[name][i].text[:TEXT_CHARACTERS]
+            said[side] = rows.texts[name][i][:TEXT_CHARACTERS]
             said[f"{side}_right"] = bool(scores[name].statistics[metric][i, 0] == 1)
         text, expected = str(row["prompt"]), str(row["completion"])
         shown.append(

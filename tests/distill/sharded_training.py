@@ -79,7 +79,7 @@ def shard(distiller: LanguageDistiller, size: int) -> None:
     backbone: Any = distiller.student.backbone
     for layer in backbone.model.layers:
         fully_shard(layer, mesh=mesh)
-    fully_shard(distiller, mesh=mesh)
+    fully_shard(distiller, mesh=mesh, reshard_after_forward=True)
     parameters = list(distiller.parameters())
     assert parameters and all(isinstance(p, DTensor) for p in parameters)
     assert all(p.to_local().numel() < p.numel() for p in parameters if isinstance(p, DTensor))

@@ -183,6 +183,16 @@ def test_several_turns_are_several_spans(tmp_path: Path) -> None:
     assert empty.tokens == 0 and empty.start == 2 and empty.blob is None
 
 
+def test_the_last_token_of_each_item_is_read_from_all_shards(
+    tmp_path: Path, hidden: dict[int, HiddenEncoding]
+) -> None:
+    outputs = recorded(tmp_path / "some", hidden)
+    assert outputs.last_ids().tolist() == [a_row(n)["ids"][-1] for n in range(30)]
+    made = TokenOutputsWriter(tmp_path / "texts", identity=IDENTITY)
+    made.add(made.record([], [], key="row", text="said"))
+    assert made.finish({"train": np.arange(1)}).last_ids().tolist() == [-1]
+
+
 @pytest.mark.parametrize("spans", [[(0, 2)], [(2, 2)], [(3, 1)], [(2, 9)], [(3, 4), (1, 2)]])
 def test_spans_that_are_none_are_refused(tmp_path: Path, spans: list[tuple[int, int]]) -> None:
     made = TokenOutputsWriter(tmp_path, identity={})

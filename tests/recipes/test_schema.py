@@ -254,3 +254,16 @@ def test_what_would_fail_or_be_ignored_later_is_refused_at_once(
 
     with pytest.raises(RecipeError, match=message):
         check("search_query", [override, "distill.texts=[collection]"])
+
+
+def test_a_count_of_errors_is_reported_and_is_no_target() -> None:
+    from paredown.eval.metrics import METRICS
+
+    assert not METRICS["invalid_json"].higher_is_better
+    assert METRICS["exact_match"].higher_is_better
+    values: Values = {**CLASSIFICATION, "task": "generation"}
+    values["distill"] = {"losses": {"forward_kl": 1.0}}
+    load_recipe(changed(values, "evaluate.metrics", ["invalid_json"]))
+    message = wrong(changed(values, "target.metric", "invalid_json"))
+    assert "target.metric" in message and "counts what went wrong" in message
+    assert "exact_match" in message
