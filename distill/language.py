@@ -96,9 +96,14 @@ class LanguageDistiller(nn.Module):
         self._teacher = [teacher.eval().requires_grad_(False)] if teacher is not None else []
         tied = _shared_names(self)
         self._keys_to_ignore_on_save = tied or None
+        # What accelerate shards by itself (TRANSFORMER_BASED_WRAP). There are no get_…_embeddings
+        # here: it would shard the head as a module that is called, and the losses read its weight.
+        self._no_split_modules = getattr(student.backbone, "_no_split_modules", None)
 
     def tie_weights(self) -> None:
-        """Called by the Trainer where a checkpoint lacks what is tied: it is the same tensor."""
+        """Called where a checkpoint lacks what is tied, and after accelerate's move to ``meta``."""
+        backbone: Any = self.student.backbone
+        backbone.tie_weights()
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
         """What the Trainer calls where ``gradient_checkpointing`` is asked for."""

@@ -29,6 +29,7 @@ from .language_parts import (
     recorded_rows,
     same_state,
     state_of,
+    terms_of,
 )
 
 TOPK = {"encoding": "topk", "k": 5}
@@ -320,6 +321,17 @@ def test_adapters_are_refused_where_a_launch_shards_the_weights(tmp_path: Path) 
     student.head.weight.requires_grad_(False)
     with pytest.raises(RecipeError, match=r"distill\.lora: .* launch with DDP"):
         trainer.check_launch()
+
+
+def test_accelerate_finds_the_layers_to_shard_and_ties_what_it_moved() -> None:
+    student = tied()
+    distiller = LanguageDistiller(student, terms_of())
+    (layer,) = distiller._no_split_modules
+    assert type(student.backbone.model.layers[0]).__name__ == layer
+    assert not hasattr(distiller, "get_output_embeddings")
+    distiller.to("meta")
+    distiller.tie_weights()
+    assert student.head.weight is student.backbone.get_input_embeddings().weight
 
 
 def test_a_distiller_keeps_its_teacher_out_of_what_is_saved() -> None:
