@@ -19,7 +19,7 @@ from .chunked import TokenTerm, chunked_terms
 from .cross_tokenizer import UldTerm, recorded_uld
 from .divergences import IGNORED
 from .heads import Head, LiveTeacher
-from .language_rows import LanguageRows, batch_of, join_spans, join_targets
+from .language_rows import BLANK, LanguageRows, batch_of, join_spans, join_targets
 from .layer_terms import HiddenTerm, recorded_mse, recorded_states
 from .trainer import TaskTrainer
 
@@ -96,9 +96,14 @@ class LanguageDistiller(nn.Module):
         self._teacher = [teacher.eval().requires_grad_(False)] if teacher is not None else []
         tied = _shared_names(self)
         self._keys_to_ignore_on_save = tied or None
+        # What accelerate shards by itself (TRANSFORMER_BASED_WRAP). There are no get_…_embeddings
+        # here: it would shard the head as a module that is called, and the losses read its weight.
+        self._no_split_modules = getattr(student.backbone, "_no_split_modules", None)
 
     def tie_weights(self) -> None:
-        """Called by the Trainer where a checkpoint lacks what is tied: it is the same tensor."""
+        """Called where a checkpoint lacks what is tied, and after accelerate's move to ``meta``."""
+        backbone: Any = self.student.backbone
+        backbone.tie_weights()
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
         """What the Trainer calls where ``gradient_checkpointing`` is asked for."""
@@ -254,6 +259,8 @@ class OnPolicy:
 class LanguageTrainer(TaskTrainer):
     """Token losses, normalised by the learned tokens of all processes and accumulated batches."""
 
+    blank = BLANK
+
     def __init__(
         self,
         model: LanguageDistiller,
@@ -274,14 +281,15 @@ class LanguageTrainer(TaskTrainer):
         Raises:
             RecipeError: Naming the key and the way out.
         """
-        from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+        from transformers.integrations import deepspeed
 
+        zero3: Any = deepspeed.is_deepspeed_zero3_enabled
         if self.on_policy is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise RecipeError(
                 "distill.on_policy: the student writes while it is trained, which a launch that "
                 "shards it cannot do here; launch with DDP, or leave it out."
             )
-        if self.is_deepspeed_enabled and is_deepspeed_zero3_enabled():  # type: ignore[no-untyped-call]
+        if self.is_deepspeed_enabled and zero3():
             raise RecipeError(
                 "DeepSpeed's ZeRO stage 3 hides the weights that the loss and the validation read; "
                 "launch with stage 1 or 2, or with FSDP2."
@@ -343,6 +351,7 @@ class LanguageTrainer(TaskTrainer):
         place = [self.args.seed, self.state.global_step, number, self.args.process_index]
         draw = np.random.default_rng(place)
         mine = draw.random(len(batch["input_ids"])) < policy.share
+        mine &= batch["rows"].cpu().numpy() != BLANK
         if not mine.any():
             return batch
         labels, ids = batch["labels"].cpu(), batch["input_ids"].cpu()

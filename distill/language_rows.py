@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .byte_spans import ByteSpans
     from .token_outputs import Record, TokenOutputs
 
+BLANK = -1
+"""A row of nothing to learn, where processes share a batch that has too few."""
 _FIELDS = {
     "full": (Full, ("logits",)),
     "topk": (TopK, ("ids", "log_probs", "rest")),
@@ -116,30 +118,40 @@ class LanguageRows(Dataset[int]):
     def collate(self, rows: Sequence[int]) -> dict[str, Any]:
         """A batch: padded tokens, labels, and the teacher's targets of the labels, in their order.
 
+        `BLANK` among the rows is one token that is not learned.
+
         Raises:
             RunError: If the recorded outputs are of other tokens than the student's.
         """
-        found = [self.examples[row] for row in rows]
+        found = [self.examples[row] if row != BLANK else self._blank for row in rows]
         ids, learned = [f[0] for f in found], [f[1] for f in found]
         batch: dict[str, Any] = batch_of(ids, learned, self.pad)
         batch["rows"] = torch.as_tensor(list(rows))
         if self.outputs is None or self.items is None:
             return batch
-        records = self.outputs.get(self.items[np.asarray(rows)].tolist())
+        real = [row for row in rows if row != BLANK]
+        records = self.outputs.get(self.items[np.asarray(real, dtype=int)].tolist())
         said = [np.asarray(record.ids, dtype=np.int64)[record.positions] for record in records]
-        own = [tokens[marks] for tokens, marks in zip(ids, learned, strict=True)]
+        own = [ids[marks] for ids, marks in (self.examples[row] for row in real)]
         if self.spans is not None:
             batch |= self._align(own, said)
         else:
-            for row, theirs, ours in zip(rows, said, own, strict=True):
+            for row, theirs, ours in zip(real, said, own, strict=True):
                 self._check(row, theirs, ours)
+        # Of no row at all there is nothing, but of the kind that the others have.
+        some = records or self.outputs.get([0])
+        count = sum(map(len, said))
         if self.distributions:
-            targets = self.outputs.targets(records)
+            targets = self.outputs.targets(some)[:count]
             batch |= split_targets(targets if self.renumbered is None else self._renumber(targets))
         for layer in self.hidden_layers:
-            states = self.outputs.states(layer, records)
-            batch[f"teacher_hidden_{layer}"] = torch.cat(states)
+            states = self.outputs.states(layer, some)
+            batch[f"teacher_hidden_{layer}"] = torch.cat(states)[:count]
         return batch
+
+    @property
+    def _blank(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        return np.array([self.pad]), np.array([False])
 
     def aligned(self, rows: Sequence[int]) -> float:
         """The share of the student's learned tokens of some rows that are in a span.
@@ -170,7 +182,8 @@ class LanguageRows(Dataset[int]):
     ) -> dict[str, Tensor]:
         """The spans of a batch, counted through its rows."""
         assert self.spans is not None
-        sides: tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]] = ([], [])
+        none = np.empty(0, dtype=np.int64)  # of a batch without rows
+        sides = ([none], [none])
         count = 0
         for ours, theirs in zip(own, said, strict=True):
             found = self.spans.of(ours, theirs)
@@ -180,7 +193,7 @@ class LanguageRows(Dataset[int]):
         return {
             "student_spans": torch.from_numpy(np.concatenate(sides[0])),
             "teacher_spans": torch.from_numpy(np.concatenate(sides[1])),
-            "teacher_ids": torch.from_numpy(np.concatenate(said)),
+            "teacher_ids": torch.from_numpy(np.concatenate([none, *said])),
         }
 
     def _check(self, row: int, recorded: NDArray[np.int64], own: NDArray[np.int64]) -> None:

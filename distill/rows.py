@@ -69,18 +69,35 @@ class LengthSampler(Sampler[int]):
     of an epoch sees the rows it would have seen.
     """
 
-    def __init__(self, lengths: NDArray[np.int64], batch_size: int, seed: int) -> None:
+    def __init__(
+        self, lengths: NDArray[np.int64], batch_size: int, seed: int, blank: int | None = None
+    ) -> None:
+        """Takes what the order depends on.
+
+        Args:
+            lengths: Tokens of each row, (n,).
+            batch_size: Rows of a step, over all processes.
+            seed: Of the order.
+            blank: Fills the last batch of an epoch, so that processes which share it all have
+                rows of it; None leaves it short.
+        """
         self.lengths = lengths
         self.batch_size = batch_size
         self.seed = seed
+        self.blank = blank
         self.epoch = 0
+
+    @property
+    def missing(self) -> int:
+        """How many rows fill the last batch of an epoch."""
+        return 0 if self.blank is None else -len(self.lengths) % self.batch_size
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch whose order is given next."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) + self.missing
 
     def __iter__(self) -> Iterator[int]:
         draw = np.random.default_rng([self.seed, self.epoch])
@@ -98,6 +115,9 @@ class LengthSampler(Sampler[int]):
             yield from full[number].tolist()
         for batch in short:
             yield from batch.tolist()
+        for _ in range(self.missing):
+            assert self.blank is not None
+            yield self.blank
 
 
 class Rows(Protocol):

@@ -57,11 +57,11 @@ def whole_model(model: TextModel, keep: bool) -> TextModel:
             state[name] = gathered.detach().cpu()
     if not keep:
         return model
-    import transformers
+    from transformers import AutoModelForCausalLM
 
     dtype = next(iter(state.values())).dtype
-    auto: Any = transformers.AutoModelForCausalLM
-    backbone = auto.from_config(copy.deepcopy(model.config), dtype=dtype)
+    make: Any = AutoModelForCausalLM.from_config
+    backbone = make(copy.deepcopy(model.config), dtype=dtype)
     backbone.load_state_dict(state)
     backbone.generation_config = model.backbone.generation_config
     made = TextModel(backbone, model.tokenizer, model.signal, model.encoding)

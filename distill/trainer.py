@@ -70,7 +70,13 @@ class TaskTrainer(Trainer):
     """`transformers.Trainer` with our order of rows, the task's own validation, and named terms.
 
     What is trained has a ``student``; its ``forward`` and `compute_loss` are the subclasses'.
+
+    Attributes:
+        blank: What fills the last batch of an epoch where several processes share it. Where it is
+            None, they get some of the epoch's first rows once more.
     """
+
+    blank: int | None = None
 
     def __init__(
         self,
@@ -97,7 +103,9 @@ class TaskTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthSampler:
         batch = self.args.train_batch_size * self.args.world_size
-        self.sampler = LengthSampler(self.rows.lengths, batch, self.args.seed)
+        shared = self.args.world_size > 1 and not self.args.dataloader_drop_last
+        blank = self.blank if shared else None
+        self.sampler = LengthSampler(self.rows.lengths, batch, self.args.seed, blank)
         return self.sampler
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -131,10 +139,14 @@ class TaskTrainer(Trainer):
         self._counted += share
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean of each term since the last log to a training line."""
+        """Adds the mean of each term since the last log, over all processes, to a training line."""
         if "loss" in logs and self._counted:
-            for name, value in self._sums.items():
-                logs[f"loss_{name}"] = value / self._counted
+            means = [value / self._counted for value in self._sums.values()]
+            if self.accelerator.num_processes > 1:
+                mine = torch.tensor(means, device=self.args.device)
+                means = self.accelerator.reduce(mine, "mean").tolist()
+            for name, value in zip(self._sums, means, strict=True):
+                logs[f"loss_{name}"] = value
             self._sums, self._counted = {}, 0.0
         super().log(logs, start_time)
 

@@ -74,11 +74,12 @@ def train(kind: str, folder: Path, rank: int = 0, size: int = 1) -> dict[str, An
 
 
 def shard(distiller: LanguageDistiller, size: int) -> None:
-    """FSDP2 as accelerate does it: each layer, then all that is left."""
+    """FSDP2 as accelerate does it: each layer, the last norm, then all that is left."""
     mesh = init_device_mesh("cpu", (size,))
     backbone: Any = distiller.student.backbone
     for layer in backbone.model.layers:
         fully_shard(layer, mesh=mesh)
+    fully_shard([backbone.model.norm], mesh=mesh, reshard_after_forward=False)
     fully_shard(distiller, mesh=mesh)
     parameters = list(distiller.parameters())
     assert parameters and all(isinstance(p, DTensor) for p in parameters)

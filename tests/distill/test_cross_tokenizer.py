@@ -23,7 +23,7 @@ from paredown.distill.cross_tokenizer import (
 from paredown.distill.examples import Examples
 from paredown.distill.heads import Head
 from paredown.distill.language import token_terms
-from paredown.distill.language_rows import LanguageRows
+from paredown.distill.language_rows import BLANK, LanguageRows
 from paredown.distill.token_encoding import get_encoding
 from paredown.distill.token_recording import TokenOutputsWriter
 from paredown.distill.token_targets import Full, Sampled, TopK
@@ -337,3 +337,9 @@ def test_a_batch_counts_its_rows_spans_on(tmp_path: Path) -> None:
     alone = [data.collate([row])["student_spans"].max().item() + 1 for row in range(3)]
     assert batch["student_spans"].max() + 1 == sum(alone) and alone[1] == 1  # the end
     assert data.aligned([0, 1, 2]) == 1
+    filled = data.collate([0, BLANK, 1, 2, BLANK])
+    for name in ("student_spans", "teacher_spans", "teacher_ids", "teacher_topk_ids"):
+        assert torch.equal(filled[name], batch[name])
+    empty = data.collate([BLANK])
+    assert len(empty["student_spans"]) == len(empty["teacher_ids"]) == 0
+    assert empty["teacher_topk_ids"].shape == (0, 3)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from paredown.distill.language import LanguageDistiller, last_start
-from paredown.distill.language_rows import LanguageRows, join_targets, split_targets
+from paredown.distill.language_rows import BLANK, LanguageRows, join_targets, split_targets
 from paredown.distill.token_targets import Full, Sampled, TopK
 from paredown.eval.errors import RecipeError, RunError
 
@@ -232,3 +232,21 @@ def test_the_last_run_of_learned_tokens_is_found() -> None:
     assert last_start(torch.tensor([ignored, 5, 6, ignored, 7, 8])) == 4
     assert last_start(torch.tensor([ignored, 5, 6, ignored])) == 1
     assert last_start(torch.tensor([ignored, ignored])) == 0
+
+
+@pytest.mark.parametrize("encoding", [FULL, TOPK, SAMPLED], ids=lambda e: str(e["encoding"]))
+def test_blank_rows_change_no_loss_and_a_batch_of_them_has_none(
+    encoding: dict[str, Any], tmp_path: Path
+) -> None:
+    """Processes that share a short batch get rows of nothing to learn, and all have gradients."""
+    student = language_model(seed=1)
+    rows = recorded_rows(language_model(), tmp_path, encoding, count=4)
+    distiller = LanguageDistiller(student, terms_of({"forward_kl": 1.0, "cross_entropy": 1.0}))
+    plain = distiller(**inputs_of(rows.collate([3, 1])))[0]
+    filled = distiller(**inputs_of(rows.collate([3, BLANK, 1, BLANK])))[0]
+    torch.testing.assert_close(filled, plain)
+    empty, each = distiller(divisor=7, **inputs_of(rows.collate([BLANK, BLANK])))
+    empty.backward()
+    assert empty.item() == 0 and each.tolist() == [0, 0]
+    for parameter in student.parameters():
+        assert parameter.grad is not None and (parameter.grad == 0).all()

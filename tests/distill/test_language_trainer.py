@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from paredown.distill.language import LanguageDistiller, LanguageTrainer, OnPolicy
-from paredown.distill.language_rows import LanguageRows
+from paredown.distill.language_rows import BLANK, LanguageRows
 from paredown.distill.optimizers import MuonWithAdamW, muon_matrices
 from paredown.distill.trainer import last_checkpoint, run
 from paredown.eval.checkpoints import save_model
@@ -29,6 +29,7 @@ from .language_parts import (
     recorded_rows,
     same_state,
     state_of,
+    terms_of,
 )
 
 TOPK = {"encoding": "topk", "k": 5}
@@ -322,8 +323,28 @@ def test_adapters_are_refused_where_a_launch_shards_the_weights(tmp_path: Path) 
         trainer.check_launch()
 
 
+def test_accelerate_finds_the_layers_to_shard_and_ties_what_it_moved() -> None:
+    student = tied()
+    distiller = LanguageDistiller(student, terms_of())
+    (layer,) = distiller._no_split_modules
+    assert type(student.backbone.model.layers[0]).__name__ == layer
+    assert not hasattr(distiller, "get_output_embeddings")
+    distiller.to("meta")
+    distiller.tie_weights()
+    assert student.head.weight is student.backbone.get_input_embeddings().weight
+
+
 def test_a_distiller_keeps_its_teacher_out_of_what_is_saved() -> None:
     student = language_model(seed=1)
     distiller = LanguageDistiller(student, [], copy.deepcopy(student))
     assert len(list(distiller.parameters())) == len(list(student.parameters()))
     assert set(distiller.state_dict()) == {f"student.{name}" for name in student.state_dict()}
+
+
+def test_blank_rows_are_never_written_by_the_student(tmp_path: Path) -> None:
+    teacher, student = language_model(seed=0), language_model("qwen3", seed=1)
+    rows = LanguageRows(make_examples(teacher, tmp_path / "rows", 4), 0)
+    trainer = make_trainer(student, rows, tmp_path / "run", teacher=teacher, on_policy=policy(1.0))
+    batch = one_batch(trainer, rows, [0, BLANK, 2])
+    assert len(batch["written_input_ids"]) == 2
+    assert batch["rows"].tolist() == [BLANK]

@@ -35,3 +35,16 @@ def test_batches_hold_rows_of_like_length() -> None:
     order = np.asarray(list(LengthSampler(sizes, 16, seed=0))).reshape(-1, 16)
     padded = (sizes[order].max(axis=1) * 16).sum()
     assert padded <= 1.1 * sizes.sum()
+
+
+@given(lengths, st.integers(1, 32), st.integers(0, 9))
+def test_the_last_batch_is_filled_with_blank_rows_alone(
+    sizes: np.ndarray, batch: int, epoch: int
+) -> None:
+    plain, filled = LengthSampler(sizes, batch, 0), LengthSampler(sizes, batch, 0, blank=-1)
+    for sampler in (plain, filled):
+        sampler.set_epoch(epoch)
+    order = list(filled)
+    assert len(order) == len(filled) and len(order) % batch == 0
+    assert order[: len(sizes)] == list(plain)
+    assert order[len(sizes) :] == [-1] * filled.missing and filled.missing < batch

@@ -15,7 +15,7 @@ from paredown.distill import token_capture
 from paredown.distill.examples import Examples
 from paredown.distill.hidden_encoding import Moments, rank_for
 from paredown.distill.language import LanguageDistiller, token_terms
-from paredown.distill.language_rows import LanguageRows
+from paredown.distill.language_rows import BLANK, LanguageRows
 from paredown.distill.layer_terms import HiddenTerm
 from paredown.distill.token_capture import Writing, capture_tokens
 from paredown.distill.token_outputs import TokenOutputs
@@ -253,8 +253,9 @@ def test_the_loss_is_the_formula_over_layers_and_tokens(tmp_path: Path) -> None:
 
     parts = [
         distiller(**{k: v for k, v in data.collate(some).items() if k != "rows"}, divisor=count)[0]
-        for some in (range(2), range(2, 6))
+        for some in ([0, BLANK, 1], range(2, 6), [BLANK])
     ]
+    assert parts[-1].item() == 0
     assert sum(part.item() for part in parts) == pytest.approx(total.item(), rel=1e-5)
 
 
