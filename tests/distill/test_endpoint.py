@@ -107,7 +107,7 @@ def test_retry_after_is_waited_for_by_every_worker(tmp_path: Path) -> None:
 def test_a_server_that_says_tomorrow_is_not_waited_for(tmp_path: Path) -> None:
     with (
         serving(lambda number, body: Reply(429, {"Retry-After": "86400"})) as server,
-        pytest.raises(RunError, match=r"asks to wait 86,400 s.*teacher\.longest_wait_s"),
+        pytest.raises(RunError, match=r"asks to wait 86,400 s.*teacher\.endpoint\.longest_wait_s"),
     ):
         record_answers(rows(3), settings(server), tmp_path)
 
@@ -136,7 +136,7 @@ def test_a_budget_is_never_passed_and_raising_it_goes_on(
     with serving(faulty) as server:
         small = settings(server, max_tokens=ANSWER_TOKENS, concurrency=3, **limit)
         for _ in range(3):  # earlier attempts count: a second try does not spend more
-            with pytest.raises(BudgetSpent, match=r"Raise teacher\.budget_") as raised:
+            with pytest.raises(BudgetSpent, match=r"Raise teacher\.endpoint\.budget_") as raised:
                 record_answers(rows(60), small, tmp_path)
         summary = raised.value.summary
         assert summary.requests == server.requests
@@ -207,7 +207,7 @@ def test_an_endpoint_that_is_no_chat_server_is_named(tmp_path: Path) -> None:
     Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
     url = f"http://127.0.0.1:{http.server_address[1]}/v1"
     try:
-        with pytest.raises(RunError, match=r"is no chat server.*teacher\.base_url"):
+        with pytest.raises(RunError, match=r"is no chat server.*teacher\.endpoint\.base_url"):
             record_answers(rows(2), EndpointSettings(url, "tiny"), tmp_path)
     finally:
         http.shutdown()
@@ -218,7 +218,9 @@ def test_a_page_with_status_200_is_no_chat_server(tmp_path: Path) -> None:
     page = Reply(body="<html>welcome</html>", kind="text/html")
     with (
         serving(lambda number, body: page) as server,
-        pytest.raises(RunError, match=r"no chat server.*<html>welcome.*teacher\.base_url"),
+        pytest.raises(
+            RunError, match=r"no chat server.*<html>welcome.*teacher\.endpoint\.base_url"
+        ),
     ):
         record_answers(rows(2), settings(server), tmp_path)
     assert server.requests <= 2 * 4
@@ -252,7 +254,7 @@ def test_an_endpoint_without_log_probabilities_is_said(
 ) -> None:
     with (
         serving(lambda number, body: reply) as server,
-        pytest.raises(RunError, match=rf"{gave}.*teacher\.top_logprobs"),
+        pytest.raises(RunError, match=rf"{gave}.*teacher\.endpoint\.top_logprobs"),
     ):
         record_answers(rows(2), settings(server, top_logprobs=20, concurrency=1), tmp_path)
     assert server.requests == 1

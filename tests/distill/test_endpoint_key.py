@@ -53,7 +53,7 @@ def test_a_missing_variable_names_the_setting(
             monkeypatch.delenv("TEACHER_KEY", raising=False)
             if value is not None:
                 monkeypatch.setenv("TEACHER_KEY", value)
-            with pytest.raises(RecipeError, match=r"teacher\.key_env.*TEACHER_KEY"):
+            with pytest.raises(RecipeError, match=r"teacher\.endpoint\.key_env.*TEACHER_KEY"):
                 record_answers(rows(1), settings(server, key_env="TEACHER_KEY"), tmp_path / "x")
         monkeypatch.setenv("TEACHER_KEY", "läßt grüßen")
         with pytest.raises(RecipeError, match="holds no key") as raised:

@@ -118,5 +118,5 @@ def test_its_lack_of_log_probabilities_is_said_with_what_to_do(
 ) -> None:
     settings = EndpointSettings(server, str(checkpoint), max_tokens=6, top_logprobs=2)
     # this server ignores the wish, or refuses it, by its version; either way it is said
-    with pytest.raises(RunError, match=r"log-probabilities.*teacher\.top_logprobs: 0"):
+    with pytest.raises(RunError, match=r"log-probabilities.*teacher\.endpoint\.top_logprobs: 0"):
         record_answers([Request("a", [{"role": "user", "content": "a"}])], settings, tmp_path)
