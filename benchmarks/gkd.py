@@ -30,8 +30,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from paredown.distill.arguments import training_arguments
 from paredown.distill.chunked import TokenTerm
 from paredown.distill.examples import Examples
-from paredown.distill.language import LanguageDistiller, LanguageTrainer
+from paredown.distill.language import LanguageDistiller
 from paredown.distill.language_rows import LanguageRows
+from paredown.distill.language_trainer import LanguageTrainer
 from paredown.distill.rows import LengthSampler
 from paredown.distill.token_capture import capture_tokens
 from paredown.distill.token_outputs import TokenOutputs

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from peft import LoraModel
     from transformers import PreTrainedModel
 
-    from ..distill.language import OnPolicy, Term
+    from ..distill.language import Term
     from ..distill.language_rows import LanguageRows
+    from ..distill.language_trainer import OnPolicy
     from ..distill.trainer import Trained
 
 VALIDATED = 512
@@ -99,7 +100,8 @@ def train_and_save(
     import torch
 
     from ..distill.arguments import training_arguments
-    from ..distill.language import LanguageDistiller, LanguageTrainer
+    from ..distill.language import LanguageDistiller
+    from ..distill.language_trainer import LanguageTrainer
     from ..distill.sharding import whole_model
     from ..distill.trainer import run, set_dropout
 

@@ -78,8 +78,9 @@ def distill_tokens_stage(
 
     def work(context: Context) -> None:
         from ..distill.alignment import ULD
-        from ..distill.language import OnPolicy, token_terms
+        from ..distill.language import token_terms
         from ..distill.language_rows import LanguageRows
+        from ..distill.language_trainer import OnPolicy
         from ..distill.layer_terms import HIDDEN_MSE
         from ..distill.token_outputs import TokenOutputs
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from paredown.distill.arguments import training_arguments
 from paredown.distill.chunked import TokenTerm
 from paredown.distill.examples import Examples
-from paredown.distill.language import LanguageDistiller, LanguageTrainer, OnPolicy, token_terms
+from paredown.distill.language import LanguageDistiller, token_terms
 from paredown.distill.language_rows import LanguageRows
+from paredown.distill.language_trainer import LanguageTrainer, OnPolicy
 from paredown.distill.token_capture import capture_tokens
 from paredown.distill.token_outputs import TokenOutputs
 from paredown.eval.dialogues import Example

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from paredown.distill.language import LanguageDistiller, last_start
+from paredown.distill.language import LanguageDistiller
 from paredown.distill.language_rows import BLANK, LanguageRows, join_targets, split_targets
+from paredown.distill.language_trainer import last_start
 from paredown.distill.token_targets import Full, Sampled, TopK
 from paredown.eval.errors import RecipeError, RunError
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from paredown.distill.language import LanguageDistiller, LanguageTrainer, OnPolicy
+from paredown.distill.language import LanguageDistiller
 from paredown.distill.language_rows import BLANK, LanguageRows
+from paredown.distill.language_trainer import LanguageTrainer, OnPolicy
 from paredown.distill.optimizers import MuonWithAdamW, muon_matrices
 from paredown.distill.trainer import last_checkpoint, run
 from paredown.eval.checkpoints import save_model

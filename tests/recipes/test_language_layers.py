@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from paredown.distill.language import LanguageTrainer
+from paredown.distill.language_trainer import LanguageTrainer
 from paredown.eval.errors import RecipeError, RunError
 from paredown.recipes.api import check, run
 from paredown.recipes.smoke import write_model
