@@ -40,13 +40,16 @@ class Head:
             (N, V) float32.
         """
         dtype = dtype or hidden.dtype
-        rows, weight = hidden.to(dtype), self.weight.to(dtype).T
+        rows, weight = hidden.to(dtype), self.weight.to(dtype)
         if into is None:
-            out = torch.mm(rows, weight).float()
-        elif dtype == into.dtype:
-            out = torch.mm(rows, weight, out=into)
+            out = torch.mm(rows, weight.T).float()
+        elif dtype != into.dtype:
+            out = into.copy_(torch.mm(rows, weight.T))
+        elif into.stride(0) == 1:  # a row a token in memory
+            torch.mm(weight, rows.T, out=into.T)
+            out = into
         else:
-            out = into.copy_(torch.mm(rows, weight))
+            out = torch.mm(rows, weight.T, out=into)
         if self.bias is not None:
             out += self.bias.float()
         if self.scale != 1:

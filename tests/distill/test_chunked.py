@@ -345,7 +345,7 @@ def test_targets_are_left_as_they_were() -> None:
 
 
 def test_chunks_are_chosen_by_the_vocabulary() -> None:
-    assert chunk_size(151_936) == 128
+    assert chunk_size(151_936) == 192
     assert chunk_size(32_000) > 500
     assert chunk_size(10) == 4096 and chunk_size(10_000_000) == 64
 
