@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..eval.errors import RunError
-from .shards import open_shards, read_manifest
+from .shards import open_shards, read_manifest, stream_items
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,13 +76,7 @@ class TeacherOutputs:
         Raises:
             RunError: If the stream was not recorded.
         """
-        if stream not in self.manifest["streams"]:
-            raise RunError(
-                f"The teacher's outputs were not recorded for '{stream}', "
-                f"only for {', '.join(self.streams)}."
-            )
-        rows: NDArray[np.int64] = np.load(self.folder / f"rows-{stream}.npy", mmap_mode="r")
-        return rows
+        return stream_items(self.folder, self.manifest, stream)
 
     def values(self, items: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
         """The signal of some items.

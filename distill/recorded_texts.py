@@ -8,21 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from ..eval.errors import RecipeError
+from ..eval.generation_rows import split_messages
 from ..eval.problems import Problems
 from ..eval.tables import open_table
 from .chat_answers import Answer, WrongShape, parse_tokens
-
-
-def canonical_messages(turns: Any) -> str:
-    """Turns as `eval.generation_rows` writes a prompt of messages."""
-    return json.dumps(turns, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
 def read_answers(path: Path, name: str) -> dict[str, Answer]:
     """The recorded answer of each prompt.
 
     Args:
-        path: JSONL or Parquet with the columns ``prompt`` and ``completion``, and perhaps
+        path: JSONL or Parquet with the columns ``prompt`` (a text, or the turns before the answer)
+            and ``completion``, and perhaps
             ``logprobs``: for each token of the completion an object with ``token``, ``logprob`` and
             ``top_logprobs``, as chat servers send them in ``choices[0].logprobs.content``.
         name: The recipe's key, for errors.
@@ -39,8 +36,8 @@ def read_answers(path: Path, name: str) -> dict[str, Answer]:
     if lacking:
         raise RecipeError(
             f"{name} ({path.name}): no column {' or '.join(map(repr, lacking))}; expected prompt "
-            "and "
-            f"completion, and logprobs where there are any. It has: {', '.join(table.columns)}."
+            "and completion, and logprobs where there are any. "
+            f"It has: {', '.join(table.columns)}."
         )
     wanted = ["prompt", "completion", *(["logprobs"] if "logprobs" in table.columns else [])]
     problems = Problems()
@@ -53,7 +50,11 @@ def read_answers(path: Path, name: str) -> dict[str, Answer]:
         if not isinstance(completion, str) or not completion:
             report(place, "no completion; every recorded prompt needs what the teacher answered")
             continue
-        text = prompt if isinstance(prompt, str) else canonical_messages(prompt)
+        try:
+            text = _prompt(prompt)
+        except ValueError as error:
+            report(place, f"prompt: {error}")
+            continue
         if text in found and found[text].text != completion:
             report(place, "the prompt has another answer on file above")
             continue
@@ -65,6 +66,22 @@ def read_answers(path: Path, name: str) -> dict[str, Answer]:
         found[text] = Answer(str(place), completion, None, None, None, None, None, tokens)
     problems.raise_if_any()
     return found
+
+
+def _prompt(cell: Any) -> str:
+    """A prompt as the data folder has it.
+
+    Raises:
+        ValueError: If it is neither a text nor turns that ask for an answer.
+    """
+    if isinstance(cell, str):
+        return cell
+    prompt, answer = split_messages(cell)
+    if prompt is None:
+        raise ValueError("it is empty")
+    if answer is not None:
+        raise ValueError("the conversation ends with an answer; the completion has a column")
+    return prompt
 
 
 def _content(value: Any) -> Mapping[str, Any]:

@@ -15,11 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..eval.checkpoints import sha256
 from ..eval.errors import RunError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from numpy.typing import NDArray
 
 MANIFEST = "manifest.json"
 
@@ -149,6 +152,21 @@ def read_manifest(
                 f"{value!r}, recorded {manifest.get(key)!r}. Record them again."
             )
     return manifest
+
+
+def stream_items(folder: Path, manifest: Mapping[str, Any], stream: str) -> NDArray[np.int64]:
+    """The item of each row of a stream, (rows,), mapped from disk.
+
+    Raises:
+        RunError: If the stream was not recorded.
+    """
+    if stream not in manifest["streams"]:
+        raise RunError(
+            f"The teacher's outputs were not recorded for '{stream}', "
+            f"only for {', '.join(manifest['streams'])}."
+        )
+    rows: NDArray[np.int64] = np.load(folder / f"rows-{stream}.npy", mmap_mode="r")
+    return rows
 
 
 def open_shards(folder: Path, manifest: Mapping[str, Any]) -> list[pa.RecordBatch]:

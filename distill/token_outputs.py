@@ -27,7 +27,7 @@ import numpy as np
 from ..eval.checkpoints import sha256
 from ..eval.errors import RunError
 from .hidden_encoding import HiddenEncoding, load
-from .shards import damaged, open_shards, read_manifest
+from .shards import damaged, open_shards, read_manifest, stream_items
 from .token_collation import collate
 from .token_encoding import get_encoding
 
@@ -124,13 +124,7 @@ class TokenOutputs:
         Raises:
             RunError: If the stream was not recorded.
         """
-        if stream not in self.manifest["streams"]:
-            raise RunError(
-                f"The teacher's outputs were not recorded for '{stream}', "
-                f"only for {', '.join(self.streams)}."
-            )
-        found: NDArray[np.int64] = np.load(self.folder / f"rows-{stream}.npy", mmap_mode="r")
-        return found
+        return stream_items(self.folder, self.manifest, stream)
 
     def lengths(self) -> NDArray[np.int64]:
         """The tokens of each item, prompt and completion, (items,); no item is read for it."""

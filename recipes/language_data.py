@@ -81,7 +81,7 @@ def examples_of(
 
 
 class _Texts(Sequence[str]):
-    """Prompts with their completions as one text each; a half is cut within its completion.
+    """Prompts with their completions as one text each, cut somewhere within the completion.
 
     What a model is calibrated on ends where its next token is asked for, and that should be
     anywhere in an answer, not always behind it.

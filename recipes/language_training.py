@@ -13,7 +13,7 @@ import numpy as np
 from ..eval.checkpoints import save_model
 from ..eval.data import Data
 from ..eval.generating import generate
-from ..eval.metrics import get_metric, score_texts
+from ..eval.metrics import score_texts
 from ..eval.models import TextModel
 from ..eval.tasks import GENERATION
 from .language_data import dialogues_of
@@ -37,8 +37,7 @@ VALIDATED = 512
 def metric_names(asked: Sequence[str], target: str | None) -> list[str]:
     """The metrics of a generation task: its own, and those that the recipe names."""
     target = target or GENERATION.default_metric
-    names = dict.fromkeys([*GENERATION.metrics, *asked, target])
-    return [name for name in names if get_metric(name, GENERATION.signal)]
+    return list(dict.fromkeys([*GENERATION.metrics, *asked, target]))
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,12 @@ class Endpoint(Section):
     retries: Annotated[int, Field(ge=0)] = Field(
         6, description="Tries beyond the first, on 429, 5xx, timeouts and broken answers."
     )
+    first_wait_s: Positive = Field(
+        0.5, description="Seconds before a second try; they double, with jitter, up to a minute."
+    )
+    longest_wait_s: Positive = Field(
+        600.0, description="A server that asks to wait longer ends the recording."
+    )
     top_logprobs: Annotated[int, Field(ge=0)] = Field(
         0, description="Log-probabilities asked for at each token; 0 records texts alone."
     )

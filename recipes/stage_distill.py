@@ -140,6 +140,7 @@ def _train(
         barrier=context.world.barrier,
         progress=context.bar.update,
         after_step=partial(zeros.keep, student) if zeros else None,
+        optimizer=settings.optimizer,
     )
     context.world.barrier()
     if context.world.main:

@@ -112,21 +112,13 @@ def distill_tokens_stage(
         else:
             examples = _retold(outputs, items, dialogues, rows, folder)
             items = items[items >= 0]
-        live = None
+        live = policy = None
         if said["on_policy"]:
-            if renumbered is not None:
-                raise RecipeError(
-                    "distill.on_policy: the teacher scores what the student writes, token by "
-                    "token, and prune.vocabulary gives the student other ids; leave one out."
-                )
-            assert checkpoint is not None
-            live = load_model(checkpoint, task, **model_options(recipe.teacher))
-        adapters = with_adapters(student, settings.lora) if settings.lora else None
-        zeros = Zeros.of(student) if said["masked"] else None
-        policy = None
-        if live is not None:
+            live = live_teacher(recipe, checkpoint, renumbered is not None)
             eos = int(student.tokenizer.eos_token_id)
             policy = OnPolicy(settings.on_policy, generation.max_new_tokens, eos)
+        adapters = with_adapters(student, settings.lora) if settings.lora else None
+        zeros = Zeros.of(student) if said["masked"] else None
         trained_on = LanguageRows(
             examples,
             int(student.tokenizer.pad_token_id or 0),
@@ -190,6 +182,21 @@ def shared_ids(student: TextModel, teacher: Path, losses: list[str]) -> int | No
     match = match_vocabularies(student.tokenizer, load_tokenizer(teacher))
     check_losses(losses, match)
     return match.shared
+
+
+def live_teacher(recipe: Recipe, checkpoint: Path | None, renumbered: bool) -> TextModel:
+    """The teacher itself, to score what the student writes.
+
+    Raises:
+        RecipeError: If the student's ids are not the teacher's.
+    """
+    if renumbered:
+        raise RecipeError(
+            "distill.on_policy: the teacher scores what the student writes, token by token, and "
+            "prune.vocabulary gives the student other ids; leave one out."
+        )
+    assert checkpoint is not None  # generation_rules asks for one
+    return load_model(checkpoint, get_task(recipe.task), **model_options(recipe.teacher))
 
 
 def spans_between(recipe: Recipe, student: TextModel, teacher: Path | None) -> ByteSpans:

@@ -89,6 +89,7 @@ def _finetune(context: Context, found: Path, recipe: Recipe, settings: Finetune)
         validate=validate,
         barrier=context.world.barrier,
         progress=context.bar.update,
+        optimizer=settings.optimizer,
     )
     context.world.barrier()  # until all have read the best checkpoint
     if context.world.main:

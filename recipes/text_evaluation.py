@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from .schema import Generation, Recipe
 from .stage_teacher import model_options
 from .store import Context
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 SHOWN = 20
 TEXT_CHARACTERS = 600
 CACHE_BYTES = 4  # of a number in float32, in which costs are told
@@ -48,6 +51,7 @@ class TextRows:
         prompts: By contender, each row's prompt in its tokens.
         answers: By contender that was asked here, what it wrote.
         texts: By contender, its answers as text, recorded ones too.
+        models: By contender that was asked here, its config and tokenizer; its weights are let go.
     """
 
     task: Task
@@ -58,6 +62,7 @@ class TextRows:
     prompts: dict[str, list[list[int]]] = field(default_factory=dict)
     answers: dict[str, list[Generated]] = field(default_factory=dict)
     texts: dict[str, list[str]] = field(default_factory=dict)
+    models: dict[str, tuple[Any, PreTrainedTokenizerFast]] = field(default_factory=dict)
 
     def load(self, contender: Contender) -> TextModel:
         """Loads a checkpoint; the teacher with the recipe's options."""
@@ -106,6 +111,7 @@ def score(rows: TextRows, contenders: Sequence[Contender], context: Context) -> 
                 progress=report,
             )
             rows.prompts[contender.name], rows.answers[contender.name] = prompts, answers
+            rows.models[contender.name] = model.config, model.tokenizer
             texts = [answer.text for answer in answers]
         rows.texts[contender.name] = texts
         found[contender.name] = score_texts(texts, references, rows.metrics)
@@ -156,11 +162,11 @@ def costs(rows: TextRows, contenders: Sequence[Contender]) -> dict[str, Any]:
     for contender in contenders:
         if contender.name not in rows.answers:
             continue
-        model = rows.load(contender)
+        config, _ = rows.models[contender.name]
         asked = np.asarray([len(ids) for ids in rows.prompts[contender.name]])
         # The token that ends an answer is computed like any other.
         wrote = np.asarray([len(a.ids) + a.finished for a in rows.answers[contender.name]])
-        prefill, decode = answer_flops(model.config, asked, wrote)
+        prefill, decode = answer_flops(config, asked, wrote)
         found[contender.name] = {
             "bytes": artefact_bytes(contender.path),
             "parameters": artefact_parameters(contender.path),
@@ -171,9 +177,7 @@ def costs(rows: TextRows, contenders: Sequence[Contender]) -> dict[str, Any]:
                 "decode_flops": float(decode.mean()),
                 "new_tokens": float(wrote.mean()),
                 "unfinished": sum(not a.finished for a in rows.answers[contender.name]),
-                "kv_cache_bytes": float(
-                    np.mean(cache_bytes(model.config, asked + wrote, CACHE_BYTES))
-                ),
+                "kv_cache_bytes": float(np.mean(cache_bytes(config, asked + wrote, CACHE_BYTES))),
             },
         }
     return found
@@ -187,7 +191,7 @@ def tokens(rows: TextRows, contenders: Sequence[Contender]) -> dict[str, Any] | 
     student = next(c for c in contenders if c.side == "student")
     if teacher.recorded:
         return None
-    before, after = rows.load(teacher).tokenizer, rows.load(student).tokenizer
+    before, after = (rows.models[contender.name][1] for contender in (teacher, student))
     test = rows.data.split("test")
     return dict(tokenization_change(before, after, [*test["prompt"], *test["completion"]]))
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
 
+from paredown.distill.endpoint_settings import EndpointSettings
 from paredown.eval.errors import RecipeError
 from paredown.recipes.generation_rules import capture_defaults, encoding_spec
 from paredown.recipes.loading import load_recipe
 from paredown.recipes.resolving import resolve
-from paredown.recipes.schema import Recipe
+from paredown.recipes.schema import Endpoint, Recipe
 
 Values = dict[str, Any]
 
@@ -277,3 +279,9 @@ def test_what_is_left_open_is_written_out(
     spec = {"encoding": encoding, "k": k, "draws": draws}
     wanted = {name: value for name, value in spec.items() if value is not None}
     assert encoding_spec(resolved.capture) == (None if encoding == "text" else wanted)
+
+
+def test_every_setting_of_an_endpoint_is_a_key_of_the_recipe() -> None:
+    # an error that says what to raise must name a key that there is
+    settings = {field.name for field in dataclasses.fields(EndpointSettings)}
+    assert set(Endpoint.model_fields) == settings - {"model"}

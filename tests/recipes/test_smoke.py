@@ -94,6 +94,20 @@ def test_what_a_recipe_may_ask_for_works(override: list[str], tmp_path: Path) ->
         assert any("labels" in name for name in names)
 
 
+def test_the_optimizer_that_is_asked_for_trains_teacher_and_student(tmp_path: Path) -> None:
+    short = ["export=[]", "evaluate.resamples=100", "evaluate.latency_rows=0", "prune=null"]
+    weights: dict[str, list[bytes]] = {"teacher": [], "student": []}
+    for number, asked in enumerate(
+        ([], ["distill.optimizer=muon"], ["teacher.finetune.optimizer=muon"])
+    ):
+        folder = tmp_path / f"run{number}"
+        run("query_intent", [*short, *asked], smoke=True, out=folder)
+        for side, path in (("teacher", "stages/teacher/checkpoint"), ("student", "student")):
+            weights[side].append((folder / path / "model.safetensors").read_bytes())
+    assert weights["teacher"][0] == weights["teacher"][1] != weights["teacher"][2]
+    assert weights["student"][0] != weights["student"][1]
+
+
 def test_a_recorded_teacher_is_read_from_files(tmp_path: Path) -> None:
     rows = [{"text": f"{word} card number {i}", "label": word} for i in range(30) for word in
             ("open", "close")]  # fmt: skip
