@@ -17,6 +17,7 @@ from .report_schema import (
     Data,
     Difference,
     Export,
+    Ledger,
     Mask,
     Measurement,
     Quality,
@@ -55,6 +56,8 @@ def build_report(
     notes: Sequence[str] = (),
     search: Search | None = None,
     recorded: Recorded | None = None,
+    judged: Mapping[str, Any] | None = None,
+    ledger: Ledger | None = None,
 ) -> Report:
     """Puts a report together: adds ratios, quality to compute and the verdict.
 
@@ -76,7 +79,11 @@ def build_report(
         notes: Sentences a reader should know.
         search: How the student's shape was found, where the recipe has a budget.
         recorded: What a language model teacher was recorded to say (generation).
+        judged: Further statistics of the test rows, by their key in `Report`: ``attribution``,
+            ``significance``, ``calibration``, ``risk_coverage``.
+        ledger: What the run itself cost.
     """
+    judged = judged or {}
     asked = recipe.get("target") or {}
     target = Target(
         metric=quality["metric"],
@@ -111,6 +118,11 @@ def build_report(
         notes=list(notes),
         search=search,
         recorded=recorded,
+        attribution=list(judged.get("attribution", [])),
+        significance=judged.get("significance"),
+        calibration=list(judged.get("calibration", [])),
+        risk_coverage=list(judged.get("risk_coverage", [])),
+        ledger=ledger,
     )
     cleaned: Report = plain(report)
     return cleaned

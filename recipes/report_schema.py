@@ -29,12 +29,21 @@ class Pair(TypedDict):
 
 
 class Slice(TypedDict):
-    """The target's metric on the test rows of one kind, which the data name (generation)."""
+    """The target's metric on some of the test rows: those of one value of a column.
 
+    ``by`` is the column (``label``, a column that `Evaluate.slices` names, or ``slice``, which the
+    data give). ``difference`` is student less teacher, with its paired 95 % interval; ``p`` is of
+    McNemar's test where rows are right or wrong, adjusted by Holm over all slices of a report.
+    """
+
+    by: NotRequired[str]
     name: str
     rows: int
     teacher: float | None
     student: float | None
+    difference: NotRequired[float | None]
+    difference_ci95: NotRequired[list[float] | None]
+    p: NotRequired[float | None]
 
 
 class Baseline(TypedDict):
@@ -132,9 +141,11 @@ class Cost(TypedDict):
 class Measurement(TypedDict, total=False):
     """One timing. Times are milliseconds from text to decision; ``model_p50`` is the model alone.
 
-    ``scenario`` is ``single_stream`` (one row after the other) or ``offline`` (batches). Of answers
-    in text there is ``tokens_per_s`` too, and, of single ones, ``ttft``: the time to the first
-    token.
+    ``scenario`` is ``single_stream`` (one row after the other), ``offline`` (batches) or ``server``
+    (rows arrive at random, ``rate_per_s`` being the highest rate at which p99 stays within
+    ``bound_ms``), as MLPerf Inference names them. Of answers in text there is ``tokens_per_s`` too,
+    and, of single ones, ``ttft``: the time to the first token. ``energy_joules`` are a row's, from
+    the counters that ``energy_source`` names; null where the machine has none.
     """
 
     side: str
@@ -154,6 +165,10 @@ class Measurement(TypedDict, total=False):
     usd_per_million: float | None
     peak_memory_bytes: int | None
     cold_start_s: float | None
+    rate_per_s: float | None
+    bound_ms: float | None
+    energy_joules: float | None
+    energy_source: str | None
 
 
 class Export(TypedDict, total=False):
@@ -166,6 +181,107 @@ class Export(TypedDict, total=False):
     retention_ci95: list[float] | None
     flip_rate: float | None
     latency_ms_p50: float | None
+
+
+class Step(TypedDict):
+    """One stage of the way from the teacher to what is deployed, scored from its own folder.
+
+    ``difference`` is the target's metric less that of ``before`` (the step it is compared with; its
+    name), on the same rows, with the paired 95 % interval. ``p`` is of McNemar's exact test of the
+    decisions that are right, adjusted by Holm over all steps; null for metrics of degrees.
+    ``retention`` is over the teacher. Costs are of the step's own artefact; ``latency_ms_p50`` of
+    the runtime that it is made for, one thread, batch 1.
+    """
+
+    name: str
+    stage: str
+    before: str | None
+    value: float | None
+    difference: float | None
+    difference_ci95: list[float] | None
+    p: float | None
+    retention: float | None
+    retention_ci95: list[float] | None
+    flops_per_example: float | None
+    bytes: int | None
+    latency_ms_p50: float | None
+
+
+class Significance(TypedDict):
+    """Rows that teacher and student get right, by who does, and McNemar's exact test of them."""
+
+    both: int
+    teacher_alone: int
+    student_alone: int
+    neither: int
+    p: float
+
+
+class Bin(TypedDict):
+    """Rows whose highest probability lies in [low, high), and how many of them are right."""
+
+    low: float
+    high: float
+    rows: int
+    confidence: float | None
+    accuracy: float | None
+
+
+class Calibration(TypedDict):
+    """Expected calibration error of a classifier, and its reliability diagram.
+
+    ``side`` is ``teacher``, ``student`` or an export's format; ``shift`` is its mean change of
+    the winning class's probability from the student, for an export.
+    """
+
+    side: str
+    ece: float
+    bins: list[Bin]
+    shift: float | None
+
+
+class RiskCoverage(TypedDict):
+    """What answering only above a confidence gives: ``risk`` is the share of wrong answers.
+
+    The three lists go together, from all rows answered to few. ``aurc`` is the mean risk over
+    coverage; ``out_of_scope`` the share of rows outside the task that are still answered at each
+    threshold, where the recipe names such rows.
+    """
+
+    side: str
+    threshold: list[float]
+    coverage: list[float]
+    risk: list[float]
+    aurc: float
+    out_of_scope: list[float] | None
+
+
+class Spent(TypedDict):
+    """What a stage of this run took when it was made; null where it was not measured."""
+
+    name: str
+    seconds: float | None
+    flops: float | None
+    energy_joules: float | None
+    usd: float | None
+
+
+class Ledger(TypedDict):
+    """What the run itself cost, and when the student has paid for it.
+
+    ``usd`` of a stage is its time at `Evaluate.usd_per_hour` a core, endpoint charges added.
+    ``teacher`` and ``student`` are the price of one query on the cheapest measured runtime of each;
+    ``break_even`` the queries after which the difference has paid the total; null, with the
+    ``reason`` in words, where no price is given or the student saves nothing.
+    """
+
+    stages: list[Spent]
+    total: Spent
+    endpoint_usd: float | None
+    teacher: float | None
+    student: float | None
+    break_even: int | None
+    reason: str
 
 
 class Stage(TypedDict, total=False):
@@ -310,3 +426,8 @@ class Report(TypedDict):
     notes: list[str]
     search: Search | None
     recorded: Recorded | None
+    attribution: list[Step]
+    significance: Significance | None
+    calibration: list[Calibration]
+    risk_coverage: list[RiskCoverage]
+    ledger: Ledger | None
