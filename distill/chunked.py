@@ -27,11 +27,11 @@ from .divergences import (
     resolve_options,
 )
 from .heads import Head, LiveTeacher
-from .slopes import label_value_and_gradient, value_and_gradient
+from .slopes import label_value_and_gradient, slab_width, value_and_gradient
 from .token_targets import Full, Sampled, Targets, TopK
 
-CHUNK_NUMBERS = 30_000_000
-"""Logits in a chunk, about: 120 MB in float32, of which three exist at once with a live teacher."""
+CHUNK_NUMBERS = 44_000_000
+"""Logits in a chunk, about: 176 MB in float32, and as much of a live teacher's beside them."""
 SLAB_NUMBERS = 16_000_000
 """Numbers of the head's gradient made at a time where it is not summed in place."""
 
@@ -246,19 +246,24 @@ class _Pass:
         return None
 
     def term(
-        self, term: TokenTerm, logits: Tensor, targets: Targets | None, labels: Tensor | None
+        self,
+        term: TokenTerm,
+        logits: Tensor,
+        targets: Targets | None,
+        labels: Tensor | None,
+        factor: Tensor,
     ) -> tuple[Tensor, Tensor | None]:
         """A term's values at the positions of a chunk, and its gradient, in the logits' place."""
         if not self.gradients:
             return divergence(term.name, logits, targets, labels, self.shared, **term.options), None
-        spare = self.room("spare", *logits.shape)
+        spare = self.room("spare", len(logits), slab_width(*logits.shape, logits.device))
         if targets is not None:
             return value_and_gradient(
-                term.name, logits, targets, self.shared, dict(term.options), spare
+                term.name, logits, targets, self.shared, dict(term.options), spare, factor
             )
         if labels is None:
             raise missing(term.name, "labels")
-        return label_value_and_gradient(logits, labels, spare)
+        return label_value_and_gradient(logits, labels, spare, factor)
 
     def run(self, hidden: Tensor, part: Tensor | slice) -> tuple[Tensor, Tensor | None]:
         """A chunk's Σ w d of each term, and the gradient of the loss to W h + b."""
@@ -276,10 +281,9 @@ class _Pass:
         for i, term in enumerate(self.terms):
             targets = self.targets(part, made, i == asked[-1]) if i in asked else None
             own = logits if i == len(self.terms) - 1 else logits.clone()
-            values, slope = self.term(term, own, targets, labels)
+            values, slope = self.term(term, own, targets, labels, w * self.scales[i])
             sums.append((values * w).sum())
             if slope is not None:
-                slope.mul_((w * self.scales[i])[:, None])
                 total = slope if total is None else total.add_(slope)
         if total is not None:
             if capped is not None and softcap is not None:

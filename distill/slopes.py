@@ -4,12 +4,14 @@ A divergence Σ φ(p, q) of q = softmax(z) has the gradient ψ − q Σψ with �
 changes nothing, so terms of that form are left out below. Over a top-k's bucket, an id j outside
 the K has q_j / Q of the bucket's ψ. Each function here gives values and gradient together, from
 what the other needs anyway, and works in the memory it is given: a chunk of logits is the largest
-thing there is.
+thing there is. It is gone through in slabs of ids that a CPU's caches hold, because the steps over
+it are many and each would otherwise read and write it in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,8 +28,11 @@ from .outcomes import (
 )
 from .token_targets import Full, Sampled, Targets, TopK
 
+SLAB_NUMBERS = 2**19
+"""Numbers of a slab on a CPU: of the student's, the teacher's and what lies between, 2 MB each."""
+
 Slope = Callable[..., tuple[Tensor, Tensor]]
-"""(log p, log q, spare, **options) → values, (N,), and ψ, (N, C).
+"""(log p, log q, spare, **options) → values, (N,), and ψ, (N, C), both sums over the C ids at hand.
 
 It may overwrite log p and ``spare``, which is as large, and return either; never log q."""
 
@@ -96,6 +101,13 @@ SLOPES: dict[str, Slope] = {
 }
 
 
+def slab_width(rows: int, width: int, device: torch.device) -> int:
+    """How many ids of N rows are gone through at a time: all of them but on a CPU."""
+    if device.type != "cpu":
+        return width
+    return min(width, max(1, SLAB_NUMBERS // max(rows, 1)))
+
+
 def value_and_gradient(
     name: str,
     logits: Tensor,
@@ -103,8 +115,9 @@ def value_and_gradient(
     shared: int | None,
     options: dict[str, float],
     spare: Tensor,
+    factor: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """A divergence from the teacher and its gradient, in the place of the logits.
+    """A divergence from the teacher, and its gradient in the place of the logits.
 
     Args:
         name: From `SLOPES`.
@@ -112,58 +125,92 @@ def value_and_gradient(
         targets: The teacher's; the logits of `Full` are float32 and overwritten.
         shared: As `divergences.divergence` takes it.
         options: All options of the divergence.
-        spare: Memory to work in, (N, V) float32; overwritten.
+        spare: Memory to work in, (N, `slab_width`) float32; overwritten.
+        factor: What the gradient of each row is multiplied by, (N,).
 
     Returns:
-        Values, (N,), and the gradient of each with respect to its logits, (N, V).
+        Values, (N,), and the gradient of each with respect to its logits times its factor, (N, V).
     """
     options = dict(options)
     temperature = options.pop("temperature")
     width = common_width(logits.shape[-1], targets, shared)
-    part, spare = logits[:, :width], spare[:, :width]
-    if temperature != 1:
-        part.div_(temperature)
+    part = logits[:, :width]
+    factor = factor[:, None] * temperature
     if isinstance(targets, Full):
-        values, slope = _full(SLOPES[name], part, targets, temperature, options, spare)
+        values = _full(SLOPES[name], part, targets, temperature, options, spare, factor)
     elif isinstance(targets, TopK):
-        values, slope = _topk(SLOPES[name], part, targets, temperature, options)
+        values = _topk(SLOPES[name], part, targets, temperature, options, spare, factor)
     else:
-        values, slope = _sampled(part, targets, spare)
-    if temperature != 1:
-        values, slope = values * temperature**2, slope.mul_(temperature)
-    if width < logits.shape[-1]:
-        logits[:, width:] = 0
-        if slope is not part:
-            part.copy_(slope)
-        slope = logits
-    return values, slope
+        values = _sampled(part, targets, spare, factor)
+    logits[:, width:] = 0
+    return values * temperature**2, logits
 
 
 def label_value_and_gradient(
-    logits: Tensor, labels: Tensor, spare: Tensor
+    logits: Tensor, labels: Tensor, spare: Tensor, factor: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """−log q[y] and its gradient q − [y], in the place of the logits; 0 where there is no label.
+    """−log q[y], and its gradient q − [y] in the place of the logits; 0 where there is no label.
 
     Args:
         logits: (N, V) float32; overwritten.
         labels: (N,) int64.
-        spare: Memory to work in, (N, V) float32; overwritten.
+        spare: Memory to work in, (N, `slab_width`) float32; overwritten.
+        factor: What the gradient of each row is multiplied by, (N,).
 
     Returns:
-        Values, (N,), and the gradient, (N, V).
+        Values, (N,), and the gradient times the factor, (N, V).
     """
     counts = (labels != IGNORED)[:, None]
     ids = labels.clamp(min=0)[:, None]
-    log_q = log_softmax_(logits, spare)
-    values = -(log_q.gather(-1, ids) * counts)[:, 0]
-    slope = log_q.exp_().mul_(counts)
-    return values, slope.scatter_add_(-1, ids, -counts.float())
+    partition = log_partition(logits, spare)
+    values = -(partition.normalise(logits.gather(-1, ids)) * counts)[:, 0]
+    factor = factor[:, None] * counts
+    for slab in _slabs(logits, spare):
+        partition.normalise(slab).exp_().mul_(factor)
+    return values, logits.scatter_add_(-1, ids, -factor)
 
 
-def log_softmax_(logits: Tensor, spare: Tensor) -> Tensor:
-    """Log softmax in the place of its argument; ``spare`` is overwritten."""
-    logits.sub_(logits.amax(-1, keepdim=True))
-    return logits.sub_(torch.exp(logits, out=spare).sum(-1, keepdim=True).log_())
+class Partition(NamedTuple):
+    """log Σ_j exp z_j in two parts, since logits far from 0 would be rounded beside their sum.
+
+    Attributes:
+        top: max z, (N, 1).
+        rest: log Σ_j exp(z_j − max z), (N, 1).
+    """
+
+    top: Tensor
+    rest: Tensor
+
+    def normalise(self, logits: Tensor) -> Tensor:
+        """Makes log-probabilities of logits, in their place."""
+        return logits.sub_(self.top).sub_(self.rest)
+
+
+def log_partition(logits: Tensor, spare: Tensor, factor: float = 1.0) -> Partition:
+    """The logarithm of Σ_j exp(factor · z_j).
+
+    Args:
+        logits: z, (N, V) float32.
+        spare: Memory to work in, (N, `slab_width`) float32; overwritten.
+        factor: Above 0.
+    """
+    tops, sums = [], []
+    for slab in _slabs(logits, spare):
+        top = slab.amax(-1, keepdim=True)
+        room = torch.sub(slab, top, out=spare[:, : slab.shape[-1]])
+        room = room if factor == 1 else room.mul_(factor)
+        tops.append(top * factor)
+        sums.append(room.exp_().sum(-1, keepdim=True))
+    each = torch.cat(tops, -1)
+    top = each.amax(-1, keepdim=True)
+    return Partition(
+        top, (each.sub_(top).exp_() * torch.cat(sums, -1)).sum(-1, keepdim=True).log_()
+    )
+
+
+def _slabs(logits: Tensor, spare: Tensor) -> Iterator[Tensor]:
+    """The logits in parts of as many ids as ``spare`` holds."""
+    yield from logits.split(spare.shape[-1], dim=-1)
 
 
 def _full(
@@ -173,44 +220,71 @@ def _full(
     temperature: float,
     options: dict[str, float],
     spare: Tensor,
-) -> tuple[Tensor, Tensor]:
+    factor: Tensor,
+) -> Tensor:
     """Over all ids that are compared."""
     teacher = targets.logits[:, : part.shape[-1]]
     if temperature != 1:
+        part.div_(temperature)
         teacher.div_(temperature)
-    log_q = log_softmax_(part, spare)
-    log_p = log_softmax_(teacher, spare).clamp_(min=FLOOR)
-    values, psi = slope(log_p, log_q, spare, **options)
-    total = psi.sum(-1, keepdim=True)
-    return values, log_q.exp_().mul_(total).neg_().add_(psi)
+    of_p, of_q = log_partition(teacher, spare), log_partition(part, spare)
+    values, total = part.new_zeros(len(part)), part.new_zeros(len(part), 1)
+    for known, own in zip(_slabs(teacher, spare), _slabs(part, spare), strict=True):
+        room = spare[:, : own.shape[-1]]
+        log_p = of_p.normalise(known).clamp_(min=FLOOR)
+        found, psi = slope(log_p, of_q.normalise(own), room, **options)
+        values += found
+        total += psi.sum(-1, keepdim=True)
+        known.copy_(psi)
+    total.mul_(factor).neg_()
+    for psi, own in zip(_slabs(teacher, spare), _slabs(part, spare), strict=True):
+        own.exp_().mul_(total).add_(psi.mul_(factor))
+    return values
 
 
 def _topk(
-    slope: Slope, part: Tensor, targets: TopK, temperature: float, options: dict[str, float]
-) -> tuple[Tensor, Tensor]:
+    slope: Slope,
+    part: Tensor,
+    targets: TopK,
+    temperature: float,
+    options: dict[str, float],
+    spare: Tensor,
+    factor: Tensor,
+) -> Tensor:
     """Over a top-k's ids and its bucket; the bucket's slope is spread as q is over its ids."""
+    if temperature != 1:
+        part.div_(temperature)
     ids, counts = usable_ids(targets, part.shape[-1])
     picked = part.gather(-1, ids)  # (N, K)
     any_counts = counts.any(-1, keepdim=True)
     part.scatter_(-1, ids, picked.masked_fill(any_counts, ABSENT))
-    tail = part.logsumexp(-1, keepdim=True)  # (N, 1)
-    plain = tail if temperature == 1 else (part * temperature).logsumexp(-1, keepdim=True)
+    among = log_partition(part, spare)
+    tail = among.top + among.rest  # (N, 1)
+    plain = tail
+    if temperature != 1:
+        plain = torch.add(*log_partition(part, spare, temperature))
     log_p = bucketed_teacher(targets, counts, tail, plain, temperature)
     log_q = torch.cat([picked.masked_fill(~counts, ABSENT), tail], -1)
     log_q = (log_q - log_q.logsumexp(-1, keepdim=True)).masked_fill(unused(counts, tail), FLOOR)
     values, psi = slope(log_p, log_q, torch.empty_like(log_p), **options)
-    gradient = psi - log_q.exp() * psi.sum(-1, keepdim=True)  # (N, K + 1)
-    spread = part.sub_(tail).exp_().mul_(gradient[:, -1:].masked_fill(tail < ABSENT / 2, 0))
+    gradient = (psi - log_q.exp() * psi.sum(-1, keepdim=True)) * factor  # (N, K + 1)
+    bucket = gradient[:, -1:].masked_fill(tail < ABSENT / 2, 0)
+    for slab in _slabs(part, spare):
+        among.normalise(slab).exp_().mul_(bucket)
     # a place that does not count repeats the first that does, and must bring the same number there
     best = counts.int().argmax(-1, keepdim=True)
     own = torch.where(counts, gradient[:, :-1], gradient.gather(-1, best))
-    return values, spread.scatter_(-1, ids, torch.where(any_counts, own, spread.gather(-1, ids)))
+    part.scatter_(-1, ids, torch.where(any_counts, own, part.gather(-1, ids)))
+    return values
 
 
-def _sampled(part: Tensor, targets: Sampled, spare: Tensor) -> tuple[Tensor, Tensor]:
+def _sampled(part: Tensor, targets: Sampled, spare: Tensor, factor: Tensor) -> Tensor:
     """Forward KL to the draws: q − w; nothing where no draw fell on an id that is compared."""
     ids, weights = usable_draws(targets, part.shape[-1])
-    log_q = log_softmax_(part, spare)
-    values = draws_kl(log_q.gather(-1, ids), weights)
-    slope = log_q.exp_().mul_(weights.sum(-1, keepdim=True))
-    return values, slope.scatter_add_(-1, ids, -weights)
+    partition = log_partition(part, spare)
+    values = draws_kl(partition.normalise(part.gather(-1, ids)), weights)
+    total = weights.sum(-1, keepdim=True) * factor
+    for slab in _slabs(part, spare):
+        partition.normalise(slab).exp_().mul_(total)
+    part.scatter_add_(-1, ids, -weights * factor)
+    return values

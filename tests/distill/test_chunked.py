@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from paredown.distill import slopes
 from paredown.distill.chunked import (
     TokenTerm,
     chunk_size,
@@ -110,7 +111,12 @@ def assert_same(found: list[Tensor], expected: list[Tensor], tolerance: float = 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("shared", [None, 12])
 def test_chunked_equals_plain(
-    name: str, options: dict[str, float], kind: str, temperature: float, shared: int | None
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    options: dict[str, float],
+    kind: str,
+    temperature: float,
+    shared: int | None,
 ) -> None:
     if temperature != 1:
         if kind == "sampled" or name == "cross_entropy":
@@ -122,7 +128,13 @@ def test_chunked_equals_plain(
     hidden, head = student(softcap=3.0, scale=0.8)
     expected = plain(hidden, head, terms, targets, labels, weights, shared)
     wanted = gradients(expected, hidden, head)
-    for chunk in (1, 4, N, 100):
+    for chunk, slab in (
+        (1, 1000),
+        (4, 20),
+        (N, 5 * N),
+        (100, 1),
+    ):  # numbers of a slab: of 1 to 17 ids
+        monkeypatch.setattr(slopes, "SLAB_NUMBERS", slab)
         found = chunked_loss(
             hidden, head, terms, targets, labels=labels, weights=weights, shared=shared, chunk=chunk
         )
@@ -345,7 +357,7 @@ def test_targets_are_left_as_they_were() -> None:
 
 
 def test_chunks_are_chosen_by_the_vocabulary() -> None:
-    assert chunk_size(151_936) == 192
+    assert chunk_size(151_936) == 288
     assert chunk_size(32_000) > 500
     assert chunk_size(10) == 4096 and chunk_size(10_000_000) == 64
 
