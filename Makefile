@@ -3,7 +3,8 @@
 #
 #   make demo    run the search_query recipe: verdict and report at the end
 #   make test    run the tests
-#   make lint    ruff, mypy (strict), codespell
+#   make lint    ruff, mypy (strict), codespell, the documentation's links and references
+#   make docs    build the documentation into site/
 #   make bench   run the comparisons in benchmarks/
 #   make clean   remove caches and builds (not .venv, not runs/)
 
@@ -12,7 +13,7 @@ BIN := .venv/bin
 CODE := paredown eval distill prune export recipes
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint bench clean typing
+.PHONY: demo test lint docs bench clean typing
 .DEFAULT_GOAL := test
 
 demo: .venv/.demo
@@ -21,11 +22,14 @@ demo: .venv/.demo
 test: .venv/.dev
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-lint: .venv/.dev typing
+lint: .venv/.dev docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p paredown
 	$(BIN)/codespell
+
+docs: .venv/.docs typing
+	$(BIN)/mkdocs build --quiet
 
 bench: .venv/.bench
 	@for name in capture training compensation pruning calibration \
@@ -33,7 +37,7 @@ bench: .venv/.bench
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:
-	rm -rf build dist *.egg-info .typing .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist site *.egg-info .typing .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find $(CODE) tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # .venv/.demo, .venv/.dev and .venv/.bench say that the extra of this name is installed
