@@ -56,6 +56,14 @@ def score(rows: TestRows, contenders: Sequence[Contender], context: Context) -> 
     return scores
 
 
+def kinds(rows: TestRows) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """What the test rows are judged apart by, a value a row, and the values' order: classes."""
+    if rows.task.signal != "class_logits":
+        return {}, {}
+    labels = rows.data.labels or []
+    return {"label": [labels[i] for i in rows.data.split("test")["label"]]}, {"label": labels}
+
+
 def costs(rows: TestRows, contenders: Sequence[Contender]) -> dict[str, Any]:
     """Parameters, bytes and FLOPs of each checkpoint, on the test rows as it tokenises them."""
     found: dict[str, Any] = {}
