@@ -78,7 +78,7 @@ def test_beirs_queries_hold_the_columns(write: Write, prepare: Prepare, tmp_path
     files = write(
         tmp_path,
         collection=[{"_id": f"d{i}", "text": f"document {i}"} for i in range(6)],
-        queries=[{"_id": f"q{i}", "text": f"query {i}", "kind": "even odd".split()[i % 2]}
+        queries=[{"_id": f"q{i}", "text": f"query {i}", "kind": ["even", "odd"][i % 2]}
                  for i in range(6)],
         train=[judged(i) for i in range(4)],
         test=[judged(5), judged(4)],
@@ -143,7 +143,7 @@ def test_names_of_rows_are_too_many_and_changed_rows_are_told(
     test = [{"text": f"t {i}", "label": "x", "id": f"id-{i}"} for i in range(201)]
     files = write(tmp_path, train=TRAIN, test=test)
     data = prepare(tmp_path, files)
-    with pytest.raises(DataError, match="'id' has 201 different values.*at most 200"):
+    with pytest.raises(DataError, match=r"'id' has 201 different values.*at most 200"):
         read(files, data, ["id"])
     Path(files["test"]).write_text(json.dumps(test[0]) + "\n")
     with pytest.raises(DataError, match="has changed"):
