@@ -45,7 +45,10 @@ def signed(value: Any) -> str:
         ('−0.0123', '+0.5000')
     """
     found = figures.number(value)
-    return figures.NOT_MEASURED if found is None else f"{found:+.4f}".replace("-", "−")
+    if found is None:
+        return figures.NOT_MEASURED
+    text = f"{found:+.4f}"
+    return "0.0000" if float(text) == 0 else text.replace("-", "−")
 
 
 def signed_span(ends: Any) -> str:
