@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..distill.teachers import recorded_kind
 from ..eval.data import Data
 from ..eval.errors import RecipeError, RunError
 from ..eval.metrics import Scores, score_classes, score_ranking
 from ..eval.models import TextModel, load_model
+from ..eval.tables import open_table
 from ..eval.tasks import Task
 from ..export.formats import FORMATS
 from .stage_capture import given_values
@@ -109,6 +111,13 @@ class TestRows:
         if not contender.symmetric or self.task.signal != "embedding":
             return rows, None
         return rows, model.predict(self.data.collection()["text"][:], None, "document")
+
+    def names_alone(self, contender: Contender) -> bool:
+        """Whether a recording has the classes that were chosen, and not how sure the teacher was."""
+        if not contender.recorded:
+            return False
+        table = open_table(contender.path, "teacher.files.test")
+        return recorded_kind(table.columns, self.task.signal, table.name) == "label"
 
     def answers(
         self, contender: Contender, texts: list[str], pairs: list[str] | None
