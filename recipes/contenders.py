@@ -113,7 +113,7 @@ class TestRows:
         return rows, model.predict(self.data.collection()["text"][:], None, "document")
 
     def names_alone(self, contender: Contender) -> bool:
-        """Whether a recording has the classes that were chosen, and not how sure the teacher was."""
+        """Whether a recording has the classes that were chosen, not how sure the teacher was."""
         if not contender.recorded:
             return False
         table = open_table(contender.path, "teacher.files.test")

@@ -21,10 +21,11 @@ from paredown.eval.errors import DataError, RecipeError
 from paredown.eval.holm import holm
 from paredown.eval.mcnemar import mcnemar
 from paredown.eval.metrics import score_texts
+from paredown.eval.tasks import get_task
 from paredown.export import load
 from paredown.recipes.api import run
 from paredown.recipes.attribution import on_the_way, round_of
-from paredown.recipes.contenders import Contender
+from paredown.recipes.contenders import Contender, TestRows
 from paredown.recipes.pipeline import RunResult
 from paredown.recipes.smoke import _sentences, write_model
 from paredown.recipes.store import Store
@@ -333,3 +334,14 @@ def test_the_way_is_the_same_in_whatever_order_it_was_made() -> None:
     assert on_the_way(mixed) == expected + [(export, way[7]) for export in exports]
     assert round_of("prune-2") == ("cut", 2) and round_of("heal-1") == ("healed", 1)
     assert round_of("prune") is None and round_of("distill-1") is None
+
+
+def test_classes_on_file_have_no_probability(classes: RunResult, tmp_path: Path) -> None:
+    rows = TestRows(get_task("classification"), Data.open(stage(classes, "data")), {})
+    given: dict[str, Any] = {"label": "card", "scores": [0.2] * 6}
+    alone = {}
+    for kind, answer in given.items():
+        path = Path(made.write(tmp_path / f"{kind}.jsonl", [{"text": "a", kind: answer}]))
+        alone[kind] = rows.names_alone(Contender("teacher", path, recorded=True))
+    assert alone == {"label": True, "scores": False}
+    assert not rows.names_alone(Contender("teacher", tmp_path))
