@@ -23,9 +23,10 @@ from paredown.eval.mcnemar import mcnemar
 from paredown.eval.metrics import score_texts
 from paredown.eval.tasks import get_task
 from paredown.export import load
+from paredown.recipes import contenders
 from paredown.recipes.api import run
 from paredown.recipes.attribution import on_the_way, round_of
-from paredown.recipes.contenders import Contender, TestRows
+from paredown.recipes.contenders import Contender
 from paredown.recipes.pipeline import RunResult
 from paredown.recipes.smoke import _sentences, write_model
 from paredown.recipes.store import Store
@@ -337,7 +338,7 @@ def test_the_way_is_the_same_in_whatever_order_it_was_made() -> None:
 
 
 def test_classes_on_file_have_no_probability(classes: RunResult, tmp_path: Path) -> None:
-    rows = TestRows(get_task("classification"), Data.open(stage(classes, "data")), {})
+    rows = contenders.TestRows(get_task("classification"), Data.open(stage(classes, "data")), {})
     given: dict[str, Any] = {"label": "card", "scores": [0.2] * 6}
     alone = {}
     for kind, answer in given.items():
