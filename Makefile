@@ -32,7 +32,7 @@ docs: .venv/.docs typing
 	$(BIN)/mkdocs build --quiet
 
 bench: .venv/.bench
-	@for name in capture training compensation pruning calibration \
+	@for name in capture training compensation pruning calibration intervals \
 		outputs loss_memory lm_distill page; do \
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 

@@ -41,10 +41,10 @@ from cuts import OURS, PEERS, REACH, Cutter
 from healing import Healed, Pace, heal
 from recording import record, show
 
-from paredown.eval.compare import resample
 from paredown.eval.hardware import usable_cores
 from paredown.eval.metrics import Scores, get_metric
 from paredown.eval.python_docs import build
+from paredown.eval.resampling import resample
 from paredown.recipes import stage_importance
 from paredown.recipes.loading import load_recipe
 from paredown.recipes.progress import Display

@@ -7,7 +7,7 @@ and macro-F1 alike (`compare.py`). A new metric is one entry in the table at the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +15,8 @@ import numpy.typing as npt
 from scipy import sparse
 
 from . import filter_metrics, ranking, text_metrics
+from .calibration import confidence
+from .class_metrics import Decided, class_counts, correct, macro_f1
 from .errors import DataError, RecipeError, RunError, nearest
 from .ranking import Floats, Ranking, Rows
 from .splits import stable_hash
@@ -22,15 +24,6 @@ from .tasks import Signal
 from .text_metrics import Texts
 
 Statistics: TypeAlias = "Floats | sparse.csr_array[Any, Any]"
-
-
-@dataclass(frozen=True)
-class Decided:
-    """What a classifier is judged by: its decisions and the labels (n,), and how many classes."""
-
-    decisions: Rows
-    labels: Rows
-    classes: int
 
 
 def mean(sums: Floats, counts: Floats) -> Floats:
@@ -57,6 +50,8 @@ class Metric:
             kind (numbers, JSON) and says nothing of others.
         higher_is_better: False for a count of what went wrong. Such a metric is reported and judges
             nothing: a share of the teacher's errors is no quality that was kept.
+        right_or_wrong: Whether a row's only statistic is 1 for right and 0 for wrong, so that
+            McNemar's test can count rows; others are of degrees, or no figure of a row.
     """
 
     name: str
@@ -67,6 +62,7 @@ class Metric:
     hub_id: str | None = None
     on_request: bool = False
     higher_is_better: bool = True
+    right_or_wrong: bool = False
 
     def rows(self, judged: Decided | Ranking | Texts) -> Statistics:
         """Per-row statistics, always of shape (n, k)."""
@@ -97,11 +93,15 @@ class Scores:
         decisions: The class, the row number of the top answer, or a number that stands for the
             text, shape (n,).
         top: The best classes or row numbers, best first, shape (n, at most 10).
+        right: Whether each decision is right: the class, a relevant text, the reference, (n,).
+        confidence: Probability of the class that was decided, (n,); None where there is none.
     """
 
     statistics: dict[str, Statistics]
     decisions: Rows
     top: Rows
+    right: npt.NDArray[np.bool_]
+    confidence: Floats | None = None
 
     def value(self, metric: str) -> float:
         """A metric over all rows."""
@@ -179,7 +179,8 @@ def score_classes(
     if not np.isfinite(array).all():
         raise RunError("Some class logits are NaN or infinite; the model that made them diverged.")
     best = np.argsort(-array, axis=1, kind="stable")[:, :10].astype(np.int64)
-    return score_decisions(best, labels, array.shape[1], metrics)
+    scores = score_decisions(best, labels, array.shape[1], metrics)
+    return replace(scores, confidence=confidence(array))
 
 
 def score_decisions(
@@ -307,47 +308,16 @@ def _scores(
 ) -> Scores:
     names = _names(signal, metrics)
     statistics = {name: get_metric(name, signal).rows(judged) for name in names}
-    return Scores(statistics, decisions=top[:, 0].copy(), top=top)
+    return Scores(statistics, decisions=top[:, 0].copy(), top=top, right=_right(judged))
 
 
-def correct(judged: Decided) -> Floats:
-    """1 where the decision is the label, shape (n,)."""
-    return np.asarray(judged.decisions == judged.labels, dtype=np.float64)
-
-
-def class_counts(judged: Decided) -> sparse.csr_array[Any, Any]:
-    """True positives, false positives and false negatives of each class, shape (n, 3C).
-
-    Sparse: a row has one entry if it is right and two if it is wrong, whatever C is.
-    """
-    n, classes = len(judged.labels), judged.classes
-    right = judged.decisions == judged.labels
-    rows = np.arange(n)
-    wrong = rows[~right]
-    row = np.concatenate([rows[right], wrong, wrong])
-    column = np.concatenate(
-        [
-            judged.labels[right],
-            classes + judged.decisions[~right],
-            2 * classes + judged.labels[~right],
-        ]
-    )
-    return sparse.csr_array((np.ones(len(row)), (row, column)), shape=(n, 3 * classes))
-
-
-def macro_f1(sums: Floats, counts: Floats) -> Floats:
-    """Mean over classes of 2 tp / (2 tp + fp + fn): sums (…, 3C) -> (…,).
-
-    A class that neither the labels nor the decisions hold (no tp, fp or fn) is left out of the
-    mean, as scikit-learn's ``f1_score(average="macro")`` does when it is given no labels. In a
-    resample the same holds for the rows drawn.
-    """
-    classes = sums.shape[-1] // 3
-    hits = 2 * sums[..., :classes]
-    total = hits + sums[..., classes : 2 * classes] + sums[..., 2 * classes :]
-    present = total > 0
-    scores = np.divide(hits, total, out=np.zeros_like(hits), where=present)
-    return np.asarray(scores.sum(axis=-1) / np.maximum(present.sum(axis=-1), 1))
+def _right(judged: Decided | Ranking | Texts) -> npt.NDArray[np.bool_]:
+    """Whether each row's decision is right, whatever the metrics make of it, shape (n,)."""
+    if isinstance(judged, Decided):
+        return np.asarray(judged.decisions == judged.labels)
+    if isinstance(judged, Ranking):
+        return np.asarray(judged.grades[:, 0] > 0)
+    return text_metrics.exact_match(judged) == 1
 
 
 def ranking_metric(name: str, judge: Callable[[Ranking, int], Floats], depth: int) -> Metric:
@@ -356,7 +326,12 @@ def ranking_metric(name: str, judge: Callable[[Ranking, int], Floats], depth: in
 
 
 def text_metric(
-    name: str, judge: Callable[[Texts], Floats], *, hub_id: str | None = None, any_text: bool = True
+    name: str,
+    judge: Callable[[Texts], Floats],
+    *,
+    hub_id: str | None = None,
+    any_text: bool = True,
+    right_or_wrong: bool = False,
 ) -> Metric:
     """A metric that is the mean of ``judge(texts)``, one number a row.
 
@@ -365,25 +340,38 @@ def text_metric(
         judge: Takes `Texts`, gives (n,).
         hub_id: The name the model hub knows it by.
         any_text: Whether it is computed where no metric is named.
+        right_or_wrong: Whether every number is 1 or 0.
     """
-    return Metric(name, "token_distribution", judge, hub_id=hub_id, on_request=not any_text)
+    return Metric(
+        name,
+        "token_distribution",
+        judge,
+        hub_id=hub_id,
+        on_request=not any_text,
+        right_or_wrong=right_or_wrong,
+    )
 
 
-register_metric(Metric("accuracy", "class_logits", correct, hub_id="accuracy"))
+register_metric(Metric("accuracy", "class_logits", correct, hub_id="accuracy", right_or_wrong=True))
 register_metric(Metric("macro_f1", "class_logits", class_counts, macro_f1, hub_id="f1"))
 register_metric(ranking_metric("mrr@10", ranking.reciprocal_rank, 10))
 register_metric(ranking_metric("recall@1", ranking.recall, 1))
 register_metric(ranking_metric("recall@10", ranking.recall, 10))
 register_metric(ranking_metric("ndcg@10", ranking.ndcg, 10))
-register_metric(text_metric("exact_match", text_metrics.exact_match, hub_id="exact_match"))
+register_metric(
+    text_metric("exact_match", text_metrics.exact_match, hub_id="exact_match", right_or_wrong=True)
+)
 register_metric(text_metric("token_f1", text_metrics.token_f1))
 register_metric(text_metric("rouge_l", text_metrics.rouge_l, hub_id="rouge"))
-register_metric(text_metric("numeric_match", text_metrics.numeric_match, any_text=False))
+register_metric(
+    text_metric("numeric_match", text_metrics.numeric_match, any_text=False, right_or_wrong=True)
+)
 register_metric(
     text_metric(
         "json_match",
         lambda judged: filter_metrics.exact_matches(judged.texts, judged.references)[:, 0],
         any_text=False,
+        right_or_wrong=True,
     )
 )
 register_metric(

@@ -1,15 +1,14 @@
-"""What the report says of answers in text alone: slices, what was recorded, what was cut short."""
+"""What the report says of answers in text alone: what was recorded, what was cut short."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import figures
 
 if TYPE_CHECKING:
-    from .contenders import Contender
-    from .report_schema import Recorded, Slice
+    from .report_schema import Recorded
     from .schema import Recipe
     from .store import Folder
 
@@ -22,20 +21,6 @@ COUNTED = {
     "refused": "refused",
     "empty": "empty",
 }
-
-
-def slices(found: Mapping[str, Any], contenders: Sequence[Contender]) -> list[Slice]:
-    """The target's metric on each named slice of the test rows; the student's is over its seeds."""
-    students = [c.name for c in contenders if c.side == "student"]
-    return [
-        {
-            "name": name,
-            "rows": entry["rows"],
-            "teacher": entry.get("teacher"),
-            "student": sum(entry[student] for student in students) / len(students),
-        }
-        for name, entry in (found.get("slices") or {}).items()
-    ]
 
 
 def recorded(recipe: Recipe, folders: Mapping[str, Folder]) -> Recorded:

@@ -33,6 +33,7 @@ def contradictions(recipe: Recipe) -> list[Problem]:
         *_student(recipe),
         *_hidden_losses(recipe),
         *_task(recipe, embeds),
+        *_evaluated(recipe),
         *_repeated(recipe),
         *generation_problems(recipe),
     ]
@@ -242,11 +243,27 @@ def _task(recipe: Recipe, embeds: bool) -> Iterator[Problem]:
         )
 
 
+def _evaluated(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.evaluate.out_of_scope is not None and (
+        get_task(recipe.task).signal != "class_logits"
+    ):
+        yield Problem(
+            ("evaluate", "out_of_scope"),
+            f"only a classifier's classes leave something out; this is {recipe.task}.",
+        )
+    if recipe.evaluate.slices and recipe.data.source in (PYTHON_DOCS, QUERY_FILTERS):
+        yield Problem(
+            ("evaluate", "slices"),
+            f"are columns of the rows, and {recipe.data.source} has the task's own alone.",
+        )
+
+
 def _repeated(recipe: Recipe) -> Iterator[Problem]:
     lists: dict[tuple[str, ...], list[str]] = {
         ("export",): recipe.export,
         ("evaluate", "metrics"): recipe.evaluate.metrics,
         ("evaluate", "baselines"): list(recipe.evaluate.baselines),
+        ("evaluate", "slices"): recipe.evaluate.slices,
         ("distill", "texts"): list(recipe.distill.texts or []) if recipe.distill else [],
     }
     for path, names in lists.items():

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..distill.teachers import recorded_kind
 from ..eval.data import Data
 from ..eval.errors import RecipeError, RunError
 from ..eval.metrics import Scores, score_classes, score_ranking
 from ..eval.models import TextModel, load_model
+from ..eval.tables import open_table
 from ..eval.tasks import Task
 from ..export.formats import FORMATS
 from .stage_capture import given_values
@@ -20,7 +22,7 @@ from .stage_capture import given_values
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Side = Literal["teacher", "student", "pruned", "labels", "export"]
+Side = Literal["base", "teacher", "cut", "healed", "pruned", "student", "labels", "export"]
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,12 @@ class Contender:
     """A model to score.
 
     Attributes:
-        side: Its part in the report.
+        side: Its part in the report: ``base`` is the teacher's checkpoint before its fine-tuning,
+            ``cut`` and ``healed`` are what a round but the last has left.
         path: Its checkpoint, its exported folder, or the file of recorded test answers.
         fmt: The format of an export, else None.
         seed: Of a student.
+        round: Of a cut that is made in several.
         symmetric: Whether it embeds the collection itself (retrieval).
         recorded: Whether ``path`` is a file of recorded answers.
     """
@@ -42,11 +46,13 @@ class Contender:
     seed: int | None = None
     symmetric: bool = False
     recorded: bool = False
+    round: int | None = None
 
     @property
     def name(self) -> str:
         """How it is called in the files of the evaluation."""
-        return "-".join(str(part) for part in (self.side, self.fmt, self.seed) if part is not None)
+        parts = (self.side, self.fmt, self.seed, self.round)
+        return "-".join(str(part) for part in parts if part is not None)
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ class TestRows:
 
     def load(self, contender: Contender) -> TextModel:
         """Loads a checkpoint; the teacher with the recipe's options."""
-        options = self.options if contender.side == "teacher" else {}
+        options = self.options if contender.side in ("base", "teacher") else {}
         return load_model(contender.path, self.task, **options)
 
     def signal(
@@ -99,21 +105,40 @@ class TestRows:
             )
             return values, None
         if contender.fmt is not None and FORMATS[contender.fmt].loader is not None:
-            return self._exported(contender, progress), None
+            return self._exported(contender, self.texts, self.pairs, progress), None
         model = self.load(contender)
         rows = model.predict(self.texts, self.pairs, self.role, progress=progress)
         if not contender.symmetric or self.task.signal != "embedding":
             return rows, None
         return rows, model.predict(self.data.collection()["text"][:], None, "document")
 
+    def names_alone(self, contender: Contender) -> bool:
+        """Whether a recording has the classes that were chosen, not how sure the teacher was."""
+        if not contender.recorded:
+            return False
+        table = open_table(contender.path, "teacher.files.test")
+        return recorded_kind(table.columns, self.task.signal, table.name) == "label"
+
+    def answers(
+        self, contender: Contender, texts: list[str], pairs: list[str] | None
+    ) -> NDArray[np.float32]:
+        """The signal on other rows than the test's, of a contender that is no recording, (n, W)."""
+        if contender.fmt is not None and FORMATS[contender.fmt].loader is not None:
+            return self._exported(contender, texts, pairs, lambda count: None)
+        return self.load(contender).predict(texts, pairs, self.role)
+
     def _exported(
-        self, contender: Contender, progress: Callable[[int], None]
+        self,
+        contender: Contender,
+        texts: list[str],
+        pairs: list[str] | None,
+        progress: Callable[[int], None],
     ) -> NDArray[np.float32]:
         import importlib
 
         module, _, function = str(FORMATS[str(contender.fmt)].loader).partition(":")
         runner = getattr(importlib.import_module(module), function)(contender.path)
-        values = runner.signal(self.texts, self.pairs, self.role, progress=progress)
+        values = runner.signal(texts, pairs, self.role, progress=progress)
         return np.asarray(values, dtype=np.float32)
 
     def score(self, values: NDArray[np.float32], index: NDArray[np.float32] | None) -> Scores:

@@ -17,6 +17,7 @@ import yaml
 from ..eval.tasks import get_task
 from . import figures
 from .answer_report import recorded_lines
+from .statistics_report import shown_slices, slice_metric, slice_name
 
 PIPELINES = {
     "class_logits": "text-classification",
@@ -196,9 +197,10 @@ def _quality(report: Mapping[str, Any]) -> str:
     for name, pair in report["quality"]["metrics"].items():
         values = (figures.quality(pair["teacher"]), figures.quality(pair["student"]))
         lines.append(f"| {figures.metric_name(name)} | {' | '.join(values)} |")
-    for part in report["quality"].get("slices") or ():
+    for part in shown_slices(report["quality"].get("slices")):
         values = (figures.quality(part["teacher"]), figures.quality(part["student"]))
-        name = f"{report['quality']['metric']} of {part['name']} ({part['rows']:,} rows)"
+        by = slice_metric(report["quality"]["metric"])
+        name = f"{by} of {slice_name(part)} ({part['rows']:,} rows)"
         lines.append(f"| {_code(name)} | {' | '.join(values)} |")
     agreement = report["quality"]["agreement"]
     verb = "answer" if get_task(report["task"]).signal == "token_distribution" else "decide"

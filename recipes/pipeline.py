@@ -13,6 +13,7 @@ from typing import Any
 
 from ..eval.errors import RunError
 from ..eval.timing import Worker
+from .attribution import BASE, base_stage, round_of
 from .contenders import Contender
 from .generation_rules import generates
 from .layer_maps import hidden_layers
@@ -30,6 +31,7 @@ from .stage_data import data_stage
 from .stage_distill import distill_stage
 from .stage_distill_tokens import distill_tokens_stage
 from .stage_evaluate import evaluate_stage
+from .stage_evaluate_rows import evaluate_rows_stage
 from .stage_evaluate_teacher import FILE, evaluate_teacher_stage
 from .stage_export import EXPORTED, export_stage
 from .stage_finetune import finetune_stage
@@ -145,7 +147,10 @@ class _Run:
     def stages(self) -> Folder:
         """Makes every stage; the last is the report."""
         recipe, ensure = self.recipe, self.store.ensure
-        data = ensure(data_stage(recipe))
+        data = self.made["data"] = ensure(data_stage(recipe))
+        beside = evaluate_rows_stage(recipe, data)
+        if beside is not None:
+            self.made["evaluate-rows"] = ensure(beside)
         teacher = ensure(_teacher_stage(recipe, data))
         captured = ensure(_capture_stage(recipe, data, teacher))
         source = None
@@ -155,7 +160,7 @@ class _Run:
             self.recipe = recipe = found.recipe
         cuts = student_stages(recipe, ensure, data, teacher, captured, source=source)
         made = self.made
-        made |= {"data": data, "teacher": teacher, "capture": captured, **cuts}
+        made |= {"teacher": teacher, "capture": captured, **cuts}
         pruned = cuts["prune"]
         contenders = [self._teacher(data, teacher)]
         distilled = distill_tokens_stage if generates(recipe) else distill_stage
@@ -170,6 +175,7 @@ class _Run:
             contenders.append(self._model("student", folder, seed=seed))
         if recipe.distill is not None:
             contenders.append(self._model("pruned", pruned))
+        contenders += self._between(data, cuts)
         if "labels" in recipe.evaluate.baselines:
             stage = distilled(
                 recipe, data, teacher, captured, pruned, seed=recipe.seed, labels_only=True
@@ -228,10 +234,26 @@ class _Run:
             )
         return Contender("teacher", Path(files["test"]), recorded=True)
 
-    def _model(self, side: Any, folder: Folder, seed: int | None = None) -> Contender:
+    def _model(
+        self, side: Any, folder: Folder, seed: int | None = None, round: int | None = None
+    ) -> Contender:
         # Trained on pairs alone, a model has an embedding space of its own.
         symmetric = self.recipe.symmetric or side == "labels"
-        return Contender(side, folder.path / CHECKPOINT, seed=seed, symmetric=symmetric)
+        path = folder.path / CHECKPOINT
+        return Contender(side, path, seed=seed, symmetric=symmetric, round=round)
+
+    def _between(self, data: Folder, cuts: dict[str, Folder]) -> Iterator[Contender]:
+        """The models that lie on the way to the student, to tell which step loses what."""
+        stage = base_stage(self.recipe, data)
+        if stage is not None:
+            folder = self.made[BASE] = self.store.ensure(stage, "before fine-tuning")
+            found = teacher_checkpoint(folder.path)
+            assert found is not None  # of kind checkpoint, or there were nothing to fine-tune
+            yield Contender("base", found)
+        for name, folder in cuts.items():
+            if (found_round := round_of(name)) is not None:
+                side, number = found_round
+                yield self._model(side, folder, round=number)
 
     def _exported(self, data: Folder, teacher: Folder) -> Iterator[tuple[Contender, Folder]]:
         """The student in every format; and the teacher, to time both on the same runtime."""

@@ -30,6 +30,13 @@ from .report_schema import (
     Target,
     Vocabulary,
 )
+from .statistics_report import (
+    attribution_table,
+    shown_slices,
+    slice_metric,
+    slice_name,
+    statistics_lines,
+)
 from .trial_plot import cost_kind
 
 if TYPE_CHECKING:
@@ -210,7 +217,11 @@ def evidence(report: Mapping[str, Any]) -> str:
     parts = [f"95 % interval {figures.span(quality['retention_ci95'])}"]
     parts.append(f"{figures.whole(quality['examples'])} test rows")
     if len(quality["seeds"]) > 1:
-        parts.append(f"mean of {len(quality['seeds'])} training seeds")
+        spread = figures.points(quality["retention_std_seeds"])
+        parts.append(
+            f"mean of {len(quality['seeds'])} training seeds, standard deviation {spread} between "
+            "them"
+        )
     return ", ".join(parts)
 
 
@@ -263,8 +274,12 @@ def print_summary(report: Mapping[str, Any], console: Console) -> None:
         console.print(Text(f"Mask: {said}\n"))
     if report["exports"]:
         console.print(_export_table(report["exports"], report["quality"]["metric"]))
+    if report.get("attribution"):
+        console.print(_table("Attribution", *attribution_table(report)))
     if report.get("search"):
         console.print(_search_table(report["search"]))
+    for name, line in statistics_lines(report):
+        console.print(Text(f"{name}: {line}"))
     for line in recorded_lines(report.get("recorded")):
         console.print(Text(f"Recorded: {line}"))
     for note in report["notes"]:
@@ -297,10 +312,14 @@ def _quality_table(quality: Mapping[str, Any]) -> Table:
     for name, pair in quality["metrics"].items():
         values = [figures.quality(pair[side]) for side in ("teacher", "student")]
         rows.append([figures.metric_name(name), *values, kept_share(pair)])
-    for part in quality.get("slices") or ():
-        name = f"{part['name']}, {part['rows']:,} rows ({figures.metric_name(quality['metric'])})"
+    by = figures.metric_name(slice_metric(quality["metric"]))
+    for part in shown_slices(quality.get("slices")):
+        name = f"{slice_name(part)}, {part['rows']:,} rows ({by})"
         values = [figures.quality(part[side]) for side in ("teacher", "student")]
         rows.append([f"– {name}", *values, kept_share(part)])
+    hidden = len(quality.get("slices") or ()) - len(shown_slices(quality.get("slices")))
+    if hidden:
+        rows.append([f"– {hidden} more slices in report.json", "", "", ""])
     for baseline in quality["baselines"]:
         rows.append(
             [

@@ -432,6 +432,16 @@ class Evaluate(Section):
     usd_per_hour: Positive | None = Field(
         None, description="Price of an hour of one core, which timings run on."
     )
+    slices: list[str] = Field(
+        default_factory=list,
+        description="Columns of the test rows; the rows of each value are judged apart. Classes "
+        "always are.",
+    )
+    out_of_scope: str | None = Field(
+        None,
+        description="File of texts that belong to no class, to see which are answered all the same "
+        "(classification).",
+    )
 
 
 class Smoke(Section):

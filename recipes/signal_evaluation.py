@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,19 @@ def score(rows: TestRows, contenders: Sequence[Contender], context: Context) -> 
         if embedded is not None:
             own.setdefault(contender.side, embedded)
             mine = embedded
-        scores[contender.name] = rows.score(values, index if mine is None else mine)
+        found = rows.score(values, index if mine is None else mine)
+        if rows.names_alone(contender):  # a class that was chosen has no probability
+            found = replace(found, confidence=None)
+        scores[contender.name] = found
     return scores
+
+
+def kinds(rows: TestRows) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """What the test rows are judged apart by, a value a row, and the values' order: classes."""
+    if rows.task.signal != "class_logits":
+        return {}, {}
+    labels = rows.data.labels or []
+    return {"label": [labels[i] for i in rows.data.split("test")["label"]]}, {"label": labels}
 
 
 def costs(rows: TestRows, contenders: Sequence[Contender]) -> dict[str, Any]:

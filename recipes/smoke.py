@@ -140,6 +140,7 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
         "resamples": 200,
         "latency_rows": min(recipe.evaluate.latency_rows, 20),
         "metrics": ours,
+        "out_of_scope": str(_strangers(folder)) if recipe.evaluate.out_of_scope else None,
     }
     return Recipe.model_validate(values)
 
@@ -177,11 +178,23 @@ def _write_rows(recipe: Recipe, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = _sentences()
     for split, part in (("train", rows[:192]), ("test", rows[192:256])):
-        lines = [_row(recipe, text, topic) for text, topic in part]
+        lines = [
+            {name: text.split()[3] for name in recipe.evaluate.slices} | _row(recipe, text, topic)
+            for text, topic in part
+        ]
         content = "".join(json.dumps(line) + "\n" for line in lines)
         path = folder / f"{split}.jsonl"
         path.with_suffix(".part").write_text(content, encoding="utf-8")
         os.replace(path.with_suffix(".part"), path)
+    if recipe.evaluate.out_of_scope:
+        lines = [{"text": f"what does a {word} weigh"} for word in UNUSED]
+        content = "".join(json.dumps(line) + "\n" for line in lines)
+        _strangers(folder.parent).write_text(content, encoding="utf-8")
+
+
+def _strangers(folder: Path) -> Path:
+    """The rows out of scope, of a recipe that has some."""
+    return folder / "data" / "out_of_scope.jsonl"
 
 
 def _row(recipe: Recipe, text: str, topic: str) -> dict[str, Any]:

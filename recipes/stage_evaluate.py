@@ -13,12 +13,13 @@ from ..eval.compare import Interval, over_seeds, paired_bootstrap
 from ..eval.cost import usd_per_million
 from ..eval.errors import RunError
 from ..eval.hub_metrics import hub_value
-from ..eval.metrics import METRICS, Scores
+from ..eval.metrics import METRICS, Scores, get_metric
 from ..eval.timing import Worker
-from . import signal_evaluation, text_evaluation
+from . import attribution, row_statistics, signal_evaluation, text_evaluation
 from .contenders import Contender, TestRows
 from .generation_rules import generates
 from .schema import Generation, Recipe
+from .stage_evaluate_rows import out_of_scope_texts, slice_values
 from .stage_teacher import model_options
 from .store import Context, Folder, Stage
 
@@ -66,11 +67,11 @@ def evaluate_stage(
         found = _quality(recipe, contenders, scores)
         if how is signal_evaluation:
             _from_hub(recipe, rows, scores, found)
-        else:
-            found["slices"] = text_evaluation.slices(rows, scores, found["metric"])
+        found |= _of_rows(recipe, how, rows, contenders, scores, context)
         found["models"] = how.costs(rows, contenders)
         found["vocabulary"] = how.tokens(rows, contenders)
         found["differing"] = how.differing(rows, scores, contenders)
+        found["attribution"] = attribution.steps(recipe, contenders, scores, found)
         if recipe.evaluate.latency_rows and any(not c.recorded for c in timed):
             context.bar.update(0, 1, "timing")
             found["measurements"] = how.timings(recipe, rows, timed, smoke, spare)
@@ -128,6 +129,31 @@ def _quality(
     return found
 
 
+def _of_rows(
+    recipe: Recipe,
+    how: Any,
+    rows: Any,
+    contenders: Sequence[Contender],
+    scores: dict[str, Scores],
+    context: Context,
+) -> dict[str, Any]:
+    """Significance, calibration, risk against coverage, and slices."""
+    metric = get_metric(str(recipe.target.metric))
+    sides = row_statistics.shown_sides(contenders)
+    student = next(scores[name] for name, side in sides.items() if side == "student")
+    beside = context.inputs.get("evaluate-rows")
+    outside = row_statistics.outside_confidences(rows, contenders, out_of_scope_texts(beside))
+    columns, order = how.kinds(rows)
+    return {
+        "significance": row_statistics.significance(metric, scores["teacher"], student),
+        "calibration": row_statistics.calibration(scores, sides),
+        "risk_coverage": row_statistics.risk(scores, sides, outside),
+        "slices": row_statistics.slices(
+            recipe, metric, contenders, scores, columns | slice_values(beside), order
+        ),
+    }
+
+
 def _from_hub(
     recipe: Recipe, rows: TestRows, scores: dict[str, Scores], found: dict[str, Any]
 ) -> None:
@@ -154,11 +180,16 @@ def _keep(out: Path, scores: dict[str, Scores]) -> None:
     """Keeps every row's ten best answers of every contender, so that any figure can be made again.
 
     ``scores.arrow`` has a column a contender and a row a test row; `score_decisions` and
-    `score_top` read them.
+    `score_top` read them. Beside each stands whether the first answer is right (``….right``), and
+    of classes how sure the contender was of it (``….confidence``).
     """
     import pyarrow as pa
 
     columns = {name: pa.array(score.top.tolist()) for name, score in scores.items()}
+    for name, score in scores.items():
+        columns[f"{name}.right"] = pa.array(score.right)
+        if score.confidence is not None:
+            columns[f"{name}.confidence"] = pa.array(score.confidence)
     table = pa.table(columns)
     with pa.OSFile(str(out / ROWS), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)

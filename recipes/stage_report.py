@@ -10,7 +10,7 @@ from typing import Any
 from ..eval.data import Data
 from ..eval.hardware import environment
 from ..eval.metrics import METRICS
-from . import answer_report
+from . import answer_report, attribution
 from .contenders import Contender
 from .generation_rules import generates
 from .html import write_html
@@ -21,6 +21,7 @@ from .schema import Recipe
 from .stage_evaluate import evaluation
 from .stage_export import export_facts
 from .stage_prune import prune_report
+from .statistics_report import seeds_sentence, slice_sentences
 from .store import Context, Folder, Stage
 
 CARD = "README.md"
@@ -63,15 +64,17 @@ def report_stage(
         found = evaluation(folders["evaluate"].path)
         info = Data.open(folders["data"].path).info
         costs = {side: _side(found, side) for side in ("teacher", "student")}
+        quality = _quality(found, contenders)
+        exported = [_export(fmt, folder, found) for fmt, folder in exports.items()]
         report = build_report(
             recipe=settings["recipe"],
             command=command,
             smoke=smoke,
-            quality=_quality(found, contenders),
+            quality=quality,
             teacher=costs["teacher"],
             student=costs["student"],
             measurements=found.get("measurements", []),
-            exports=[_export(fmt, folder, found) for fmt, folder in exports.items()],
+            exports=exported,
             stages=[_stage(name, folder) for name, folder in folders.items()],
             vocabulary=_vocabulary(folders["prune"].path, found),
             mask=_mask(recipe, folders["prune"].path, costs),
@@ -82,9 +85,17 @@ def report_stage(
             },
             environment=environment(),
             differing=found["differing"],
-            notes=[*_notes(found, recipe), *_runtime_notes(recipe, contenders)],
+            notes=[
+                *_notes(found, recipe),
+                *_statistics_notes(recipe, quality, len(info["labels"] or ())),
+                *_runtime_notes(recipe, contenders),
+            ],
             search=settings["search"],
             recorded=answer_report.recorded(recipe, folders) if generates(recipe) else None,
+            judged={
+                "attribution": attribution.priced(found["attribution"], costs, exported),
+                **{key: found[key] for key in ("significance", "calibration", "risk_coverage")},
+            },
         )
         write_report(report, context.out / "report.json")
         write_html(report, report["differing"], context.out / "report.html")
@@ -146,7 +157,7 @@ def _quality(found: Mapping[str, Any], contenders: Sequence[Contender]) -> Any:
             }
             for c, retention in zip(students, seeds["each"], strict=True)
         ],
-        "slices": answer_report.slices(found, contenders),
+        "slices": found["slices"],
     }
 
 
@@ -266,6 +277,23 @@ def _notes(found: Mapping[str, Any], recipe: Recipe) -> list[str]:
                 "The student also learned the teacher's embeddings of the collection: of all texts "
                 "that a query may find, those that answer test queries included; of no test query."
             )
+    return notes
+
+
+def _statistics_notes(recipe: Recipe, quality: Any, classes: int) -> list[str]:
+    """The spread over seeds, which slices pay for the rest, and a step that is no step."""
+    seeds = seeds_sentence(quality)
+    notes = [seeds] if seeds else []
+    notes += slice_sentences(quality, classes)
+    if recipe.teacher.finetune is not None and recipe.teacher.new is not None:
+        notes.append("The attribution starts with the teacher: before its training it was random.")
+    elif recipe.teacher.finetune is not None and not generates(recipe):
+        notes.append(
+            "The attribution starts with the fine-tuned teacher: before, it had no head for these "
+            "classes."
+        )
+    if recipe.evaluate.out_of_scope is not None and recipe.teacher.kind == "recorded":
+        notes.append("The recorded teacher was not asked for the rows out of scope.")
     return notes
 
 

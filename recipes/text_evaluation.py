@@ -66,7 +66,7 @@ class TextRows:
 
     def load(self, contender: Contender) -> TextModel:
         """Loads a checkpoint; the teacher with the recipe's options."""
-        options = self.options if contender.side == "teacher" else {}
+        options = self.options if contender.side in ("base", "teacher") else {}
         return load_model(contender.path, self.task, **options)
 
     def written(self, model: TextModel) -> list[list[int]]:
@@ -135,25 +135,9 @@ def recorded_answers(path: Path, rows: TextRows) -> list[str]:
     return found
 
 
-def slices(rows: TextRows, scores: dict[str, Scores], metric: str) -> dict[str, Any]:
-    """The target's metric of each contender on each named slice of the test rows."""
-    names = np.asarray(rows.data.split("test")["slice"][:])
-    found: dict[str, Any] = {}
-    for name in sorted(set(names.tolist()) - {""}):
-        part = names == name
-        found[str(name)] = {
-            "rows": int(part.sum()),
-            **{contender: score_of(score, metric, part) for contender, score in scores.items()},
-        }
-    return found
-
-
-def score_of(score: Scores, metric: str, part: Any) -> float:
-    """A metric over some of the rows."""
-    from ..eval.metrics import METRICS
-
-    statistics = score.statistics[metric][part]
-    return float(METRICS[metric].value(statistics))
+def kinds(rows: TextRows) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """What the test rows are judged apart by, a value a row: the column ``slice``, which sorts."""
+    return {"slice": list(rows.data.split("test")["slice"][:])}, {}
 
 
 def costs(rows: TextRows, contenders: Sequence[Contender]) -> dict[str, Any]:

@@ -10,8 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from paredown.eval import compare
-from paredown.eval.compare import Interval, over_seeds, paired_bootstrap, rows_needed, verdict
+from paredown.eval import resampling
+from paredown.eval.compare import (
+    Interval,
+    over_seeds,
+    paired_bootstrap,
+    paired_difference,
+    rows_needed,
+    verdict,
+)
 from paredown.eval.errors import RunError
 from paredown.eval.metrics import METRICS, score_decisions, score_top
 from paredown.eval.ranking import Floats
@@ -76,14 +83,14 @@ def test_sparse_and_dense_statistics_give_the_same_resamples() -> None:
         for seed, right in ((1, 0.5), (2, 0.9))
     ]
     thick = [sparse.csr_array(arm).toarray() for arm in thin]
-    one = compare.resample(metric, thin, resamples=200)
-    assert np.allclose(one, compare.resample(metric, thick, resamples=200))
+    one = resampling.resample(metric, thin, resamples=200)
+    assert np.allclose(one, resampling.resample(metric, thick, resamples=200))
 
 
 def test_resamples_equal_the_metric_of_the_rows_drawn() -> None:
     rng = np.random.default_rng(5)
     values = rng.random((7, 1))
-    found = compare.resample(MEAN, [values], resamples=50, seed=11)
+    found = resampling.resample(MEAN, [values], resamples=50, seed=11)
     drawn = np.random.default_rng(11).integers(0, 7, size=(50, 7))
     assert np.allclose(found[:, 0], values[drawn, 0].mean(axis=1))
 
@@ -91,9 +98,9 @@ def test_resamples_equal_the_metric_of_the_rows_drawn() -> None:
 def test_kinds_of_rows_give_the_same_distribution_as_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(7)
     arms = [rng.integers(0, 2, (500, 1)).astype(float) for _ in range(2)]
-    kinds = compare.resample(MEAN, arms, resamples=20_000)
-    monkeypatch.setattr(compare, "_kinds", lambda arms: (np.arange(500), np.arange(500)))
-    rows = compare.resample(MEAN, arms, resamples=20_000)
+    kinds = resampling.resample(MEAN, arms, resamples=20_000)
+    monkeypatch.setattr(resampling, "_kinds", lambda arms: (np.arange(500), np.arange(500)))
+    rows = resampling.resample(MEAN, arms, resamples=20_000)
     assert np.allclose(kinds.mean(axis=0), rows.mean(axis=0), atol=0.001)
     assert np.allclose(np.cov(kinds.T), np.cov(rows.T), atol=2e-5)
 
@@ -104,10 +111,10 @@ def test_same_seed_same_interval_whatever_the_chunks(
 ) -> None:
     rng = np.random.default_rng(0)
     arms = [rng.integers(0, spread, (101, 1)) / spread + 0.1 for _ in range(2)]
-    whole = compare.resample(MEAN, arms, resamples=333, seed=4)
-    monkeypatch.setattr(compare, "_CHUNK", 900)
-    assert (compare.resample(MEAN, arms, resamples=333, seed=4) == whole).all()
-    assert (compare.resample(MEAN, arms, resamples=333, seed=5) != whole).any()
+    whole = resampling.resample(MEAN, arms, resamples=333, seed=4)
+    monkeypatch.setattr(resampling, "_CHUNK", 900)
+    assert (resampling.resample(MEAN, arms, resamples=333, seed=4) == whole).all()
+    assert (resampling.resample(MEAN, arms, resamples=333, seed=5) != whole).any()
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40))
@@ -185,6 +192,38 @@ def test_many_rows_with_few_different_statistics_are_cheap() -> None:
     start = time.process_time()
     paired_bootstrap("recall@1", *(arm.statistics["recall@1"] for arm in arms))
     assert time.process_time() - start < 2.0
+
+
+def test_a_difference_is_paired_and_that_of_the_mean_over_seeds() -> None:
+    rng = np.random.default_rng(3)
+    other = rng.random((400, 1))
+    near = [other + rng.normal(0.02, 0.01, (400, 1)) for _ in range(2)]
+    found = paired_difference(MEAN, near[:1], other)
+    gaps = (near[0] - other)[:, 0]
+    half = 1.96 * gaps.std(ddof=1) / np.sqrt(400)
+    assert found.value == pytest.approx(gaps.mean()) and found.examples == 400
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.05)
+    both = paired_difference(MEAN, near, other)
+    assert both.value == pytest.approx(np.mean([n.mean() for n in near]) - other.mean())
+    assert both.high - both.low < found.high - found.low
+    assert paired_difference(MEAN, [other], other) == Interval(0.0, 0.0, 0.0, 400)
+
+
+def test_a_difference_from_nothing_is_one() -> None:
+    nothing, all_right = np.zeros((50, 1)), np.ones((50, 1))
+    assert paired_difference(MEAN, [all_right], nothing) == Interval(1.0, 1.0, 1.0, 50)
+    with pytest.raises(RunError, match="same rows"):
+        paired_difference(MEAN, [all_right], nothing[:3])
+
+
+def test_a_hundred_thousand_rows_take_seconds() -> None:
+    rng = np.random.default_rng(0)
+    right = [(rng.random((100_000, 1)) < share).astype(float) for share in (0.9, 0.92)]
+    graded = [rng.random((100_000, 1)) for _ in range(2)]
+    for pair, resamples, limit in ((right, 10_000, 2.0), (graded, 500, 3.0)):  # 60 s for 10,000
+        start = time.process_time()
+        paired_bootstrap(MEAN, pair[0], pair[1], resamples=resamples)
+        assert time.process_time() - start < limit
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,9 @@ def test_a_recipe_cannot_be_changed() -> None:
         (CLASSIFICATION, "data", {"source": "python_docs"}, "data.source: python_docs has pairs"),
         (CLASSIFICATION, "data.files.collection", "c", "data.files.collection: only retrieval"),
         (CLASSIFICATION, "symmetric", True, "symmetric: only retrieval has two sides"),
+        (CLASSIFICATION, "evaluate.slices", ["a", "a"], "evaluate.slices: a is named twice"),
+        (RETRIEVAL, "evaluate.slices", ["a"], "evaluate.slices: are columns of the rows, and py"),
+        (RETRIEVAL, "evaluate.out_of_scope", "a.csv", "evaluate.out_of_scope: only a classifier"),
         (CLASSIFICATION, "distill.texts", ["queries"], "distill.texts: only retrieval"),
         (
             RETRIEVAL,

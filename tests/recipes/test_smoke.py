@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 
 from paredown.recipes.api import check, run
 from paredown.recipes.loading import packaged_recipes
+from paredown.recipes.smoke import smoke_recipe, write_stand_ins
 
 Command = Callable[..., Any]
 HEADS = {
@@ -92,6 +93,17 @@ def test_what_a_recipe_may_ask_for_works(override: list[str], tmp_path: Path) ->
         assert [entry["seed"] for entry in quality["seeds"]] == [0, 1]
         names = [entry["name"] for entry in quality["baselines"]]
         assert any("labels" in name for name in names)
+
+
+def test_slices_and_rows_out_of_scope_have_stand_ins(tmp_path: Path) -> None:
+    recipe = check("query_intent", ["evaluate.slices=[channel]", "evaluate.out_of_scope=any.csv"])
+    write_stand_ins(recipe, tmp_path)
+    small = check(smoke_recipe(recipe, tmp_path))
+    assert small.evaluate.slices == ["channel"] and small.data.files is not None
+    for path, column in ((small.evaluate.out_of_scope, "text"), (small.data.files.test, "channel")):
+        rows = [json.loads(line) for line in Path(str(path)).read_text().splitlines()]
+        assert len(rows) > 1 and all(row[column] for row in rows)
+    assert smoke_recipe(check("query_intent"), tmp_path).evaluate.out_of_scope is None
 
 
 def test_the_optimizer_that_is_asked_for_trains_teacher_and_student(tmp_path: Path) -> None:

@@ -1,0 +1,79 @@
+"""A figure with its interval, and how many test rows would make the interval narrow enough."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its 95 % interval over the test rows.
+
+    Attributes:
+        value: The figure itself.
+        low: Lower end.
+        high: Upper end.
+        examples: Test rows it comes from.
+    """
+
+    value: float
+    low: float
+    high: float
+    examples: int
+
+
+def rows_needed(interval: Interval, target: float) -> int | None:
+    """Rows at which the interval would lie on one side of the target, if the figure stays.
+
+    It narrows as 1 / sqrt(rows). The figure may be a share that is to be kept, or a difference that
+    is to be told from 0, over all test rows or those of a slice.
+
+    ``None`` if the figure is the target itself, or the interval has no width to extrapolate.
+    """
+    room = abs(interval.value - target)
+    above = interval.value > target
+    width = interval.value - interval.low if above else interval.high - interval.value
+    if room == 0 or not width > 0:
+        return None
+    return max(interval.examples + 1, math.ceil(interval.examples * (width / room) ** 2))
+
+
+def least_rows(retain: float) -> int:
+    """Rows without a single loss that it takes to show that at least ``retain`` is kept.
+
+    A loss that befalls a share q of all rows is missed by n rows with probability (1 - q)^n. The
+    largest q that is not yet unlikely (2.5 %, as the lower end of an interval has it) must be
+    within 1 - retain; this is Clopper and Pearson's bound for no event. A bootstrap cannot see it:
+    where no row differs, its interval has no width, however few the rows.
+
+    Examples:
+        >>> least_rows(0.95), least_rows(0.99)
+        (72, 368)
+    """
+    if not 0 < retain < 1:  # nothing has to be kept, or no number of rows shows that all is
+        return 1
+    return math.ceil(math.log(0.025) / math.log(retain))
+
+
+def two_digits(rows: int) -> int:
+    """Rounds up to two digits, all that an extrapolation is worth.
+
+    Examples:
+        >>> two_digits(3161), two_digits(87)
+        (3200, 87)
+    """
+    unit: int = 10 ** max(0, len(str(rows)) - 2)
+    return -(-rows // unit) * unit
+
+
+def percent(share: float, places: int = 2) -> str:
+    """A share in percent, as few digits as it has.
+
+    Examples:
+        >>> percent(0.97), percent(0.98625)
+        ('97 %', '98.62 %')
+    """
+    if math.isnan(share):
+        return "not measured"
+    return f"{100 * share:.{places}f}".rstrip("0").rstrip(".") + " %"
