@@ -68,6 +68,7 @@ def evaluate_stage(
             _from_hub(recipe, rows, scores, found)
         else:
             found["slices"] = text_evaluation.slices(rows, scores, found["metric"])
+            text_evaluation.keep_answers(rows, context.out)
         found["models"] = how.costs(rows, contenders)
         found["vocabulary"] = how.tokens(rows, contenders)
         found["differing"] = how.differing(rows, scores, contenders)
