@@ -2,8 +2,8 @@
 
 A stage is used again where its fingerprint fits, whatever a cache calls the store; the name only
 tells which of several kept stores to fetch. Versions and sources decide what fits. The machine is
-in the name because it is in no fingerprint: another processor, or another number of threads, changes
-the last digits of a training, and a latency is that of the machine it was measured on.
+named because no fingerprint holds it: another processor, or another number of threads, changes the
+last digits of a training, and a latency is that of the machine it was measured on.
 """
 
 from __future__ import annotations

@@ -26,9 +26,7 @@ def gate(
         float | None,
         typer.Option(help="Largest share of decisions that an export may change."),
     ] = None,
-    size_mb: Annotated[
-        float | None, typer.Option(help="Most megabytes of weights.")
-    ] = None,
+    size_mb: Annotated[float | None, typer.Option(help="Most megabytes of weights.")] = None,
     runtime: Annotated[
         str | None,
         typer.Option(

@@ -138,9 +138,7 @@ def gate(
 
         baseline = _judgeable(against, allow_smoke)
         allowed = MARGIN if margin is None else margin
-        criteria.append(
-            compared(run, report, against, baseline, margin=allowed, imports=imports)
-        )
+        criteria.append(compared(run, report, against, baseline, margin=allowed, imports=imports))
     smoke = SMOKE if report.get("smoke") else ""
     return [found._replace(text=found.text + smoke) for found in criteria]
 

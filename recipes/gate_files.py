@@ -69,10 +69,7 @@ def markdown(criteria: Sequence[Criterion], report: Mapping[str, Any]) -> str:
         "",
         "| | criterion | |",
         "|---|---|---|",
-        *(
-            f"| {_MARKS[criterion.outcome]} | {criterion.name} | {_cell(criterion.text)} |"
-            for criterion in criteria
-        ),
+        *(f"| {_MARKS[one.outcome]} | {_cell(one.name)} | {_cell(one.text)} |" for one in criteria),
         "",
     ]
     return "\n".join(lines) + "\n"

@@ -7,7 +7,6 @@ machine tells no latency.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shlex
@@ -18,21 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from ..eval.errors import PareError, RecipeError
-from .extensions import import_extensions
-from .generation_rules import generates
 from .grid import Axes, Point, as_text, axis_text, check_axes, check_distinct, grid_points
-from .pipeline import RUNS, Run, run_resolved
+from .pipeline import RUNS, run_resolved
 from .progress import Display
 from .resolving import resolve
 from .run_folder import claim
 from .schema import Recipe
 from .smoke_grid import smoke_grid
-from .stage_score import Score, score_of, score_stage
-from .store import Folder, NotMade, Stage, Store
+from .store import NotMade
 from .sweep_page import write_sweep
 from .sweep_points import Made, sweep_content
+from .sweep_task import Task, make_point
 from .trial_pool import TrialPool, WorkersDied, processes_here
-from .world import World
 
 
 @dataclass(frozen=True)
@@ -181,40 +177,6 @@ def _claim(folder: Path) -> None:
     claim(folder)
 
 
-class Enough(Exception):
-    """The stages that were asked for are there."""
-
-
-class StoreBefore(Store):
-    """A store that makes the stages before one, and no further.
-
-    Args:
-        stop: The stage that is made elsewhere.
-        make: Whether missing stages are made, or only looked for.
-    """
-
-    def __init__(
-        self, root: Path, display: Display, imports: Sequence[str], stop: str, *, make: bool = True
-    ) -> None:
-        super().__init__(root, display, World(), imports, patient=True)
-        self.stop, self.make = stop, make
-
-    def ensure(self, stage: Stage, trial: str | None = None) -> Folder:
-        """As `Store.ensure`.
-
-        Raises:
-            Enough: At the stage that is made elsewhere.
-            NotMade: If a stage is only looked for, and is not there.
-        """
-        if stage.name == self.stop:
-            raise Enough(stage.name)
-        if self.make:
-            return super().ensure(stage, trial)
-        folder = self.found(stage, trial)
-        self.given.append(folder)
-        return folder
-
-
 @dataclass
 class _Sweep:
     """A sweep at work: what became of its points so far.
@@ -288,9 +250,7 @@ class _Sweep:
                     self.made[point.name] = made
                     bar.update(done, len(tasks))
         except WorkersDied as error:
-            self.display.say(
-                f"  points go on one by one: a process that made them ended ({error})"
-            )
+            self.display.say(f"  points go on one by one: a process that made them ended ({error})")
 
     def finish(self, point: Point, command: str, *, quiet: bool) -> None:
         """Evaluates a point, and fills its run's folder."""
@@ -325,66 +285,3 @@ def _digest(student: Path) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class Task:
-    """A point for a worker; all of it can be sent to another process.
-
-    Attributes:
-        recipe: Resolved.
-        root: Of the store.
-        imports: Extensions that are in use.
-        smoke: Whether it is not to be judged.
-        stop: The stage before which it ends.
-        make: Whether missing stages are made, or only looked for.
-    """
-
-    recipe: Recipe
-    root: Path
-    imports: tuple[str, ...]
-    smoke: bool
-    stop: str
-    make: bool
-
-
-def make_point(
-    task: Task, display: Display | None = None
-) -> tuple[Made, list[tuple[str, float]]]:
-    """Makes one point up to a stage, and scores its student on the validation rows.
-
-    Args:
-        task: What to make.
-        display: Where progress is told; nowhere if None.
-
-    Returns:
-        The scores or the error, and the stages that were made here, each with its seconds.
-
-    Raises:
-        NotMade: If stages are only looked for, and one is not there.
-    """
-    import_extensions(task.imports)
-    shown = display or Display(quiet=True)
-    store = StoreBefore(task.root, shown, task.imports, task.stop, make=task.make)
-    score, error = None, None
-    try:
-        run = Run(task.recipe, store, "", task.smoke)
-        with contextlib.suppress(Enough):
-            run.stages()
-        score = _validation(run)
-    except PareError as problem:
-        error = str(problem)
-    finally:
-        if display is None:
-            shown.close()
-    stages = [(f.name, float(f.record["seconds"])) for f in store.given if not f.cached]
-    return Made(error=error, validation=score), stages
-
-
-def _validation(run: Run) -> Score | None:
-    """How the first student does on the validation rows; None for texts, which have no score."""
-    if generates(run.recipe) or not run.students:
-        return None
-    (_, student), *_ = run.students
-    stage = score_stage(run.recipe, run.made["data"], run.made["capture"], student)
-    return score_of(run.store.ensure(stage).path)

@@ -84,9 +84,7 @@ def _scale(marks: Sequence[Mark]) -> _Scale:
     heights = [height for mark in marks for height in (mark.kept, *(mark.interval or ()))]
     costs = [mark.cost for mark in marks]
     room = 0.06 * (max(heights) - min(heights)) or 0.02
-    return _Scale(
-        (min(costs) / 1.1, max(costs) * 1.1), (min(heights) - room, max(heights) + room)
-    )
+    return _Scale((min(costs) / 1.1, max(costs) * 1.1), (min(heights) - room, max(heights) + room))
 
 
 def _upright(scale: _Scale) -> str:
