@@ -62,7 +62,7 @@ def compared(
     folders = [_folder(run), _folder(against)]
     data = [Data.open(_stage(folder, "data")) for folder in folders]
     _same_rows(run, against, data)
-    name = str(report["quality"]["metric"])
+    name = str((report.get("quality") or {}).get("metric"))
     metric = get_metric(name)
     mine, theirs = (
         _statistics(_stage(folder, "evaluate"), rows, name)

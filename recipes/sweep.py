@@ -25,7 +25,7 @@ from .run_folder import claim
 from .schema import Recipe
 from .smoke_grid import smoke_grid
 from .store import NotMade
-from .sweep_page import write_sweep
+from .sweep_page import JSON, PAGE, write_sweep
 from .sweep_points import Made, sweep_content
 from .sweep_task import Task, make_point
 from .trial_pool import TrialPool, WorkersDied, processes_here
@@ -203,6 +203,8 @@ class _Sweep:
         if not missing:
             return
         self.cached = False
+        for name in (JSON, PAGE):  # of an earlier sweep, which this one is about to replace
+            (self.folder / name).unlink(missing_ok=True)
         self.display.say(f"{len(points)} points, {len(missing)} of them to be made")
         for point in missing:
             self._record(point)

@@ -10,13 +10,15 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import figures
 from .deployables import fastest
 from .grid import JUDGES, Axes, Point
 from .report import plain
-from .stage_score import Score
+
+if TYPE_CHECKING:
+    from .stage_score import Score
 
 SCHEMA = 1
 """Version of the keys of ``sweep.json``."""

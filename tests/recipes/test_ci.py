@@ -186,7 +186,11 @@ def test_overrides_are_words_and_never_commands(tmp_path: Path) -> None:
     assert not (tmp_path / "owned").exists() and not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("step", [*action_steps(), *workflow_steps()], ids=str)
+@pytest.mark.parametrize(
+    "step",
+    [*action_steps(), *workflow_steps()],
+    ids=lambda step: step.get("name") or step.get("uses"),
+)
 def test_no_script_holds_an_expression(step: Step) -> None:
     assert "${{" not in step.get("run", "")
     if "run" in step:
