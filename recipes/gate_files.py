@@ -34,7 +34,7 @@ def junit(criteria: Sequence[Criterion], report: Mapping[str, Any]) -> str:
     suite = ElementTree.SubElement(suites, "testsuite", name=name, skipped="0", **count)
     for criterion in criteria:
         case = ElementTree.SubElement(
-            suite, "testcase", name=criterion.name, classname="paredown.gate", time="0"
+            suite, "testcase", name=_xml(criterion.name), classname="paredown.gate", time="0"
         )
         line = _xml(criterion.text)
         if criterion.met:

@@ -146,7 +146,7 @@ ALLOWED = {
 }
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(CRITERIA, TEXT)
 def test_a_junit_report_is_valid_whatever_the_texts_are(
     criteria: list[Criterion], name: str
@@ -166,6 +166,7 @@ def test_a_junit_report_is_valid_whatever_the_texts_are(
     assert kinds <= {"not_met", "undecided"}
 
 
+@settings(max_examples=50, deadline=None)
 @given(CRITERIA, TEXT)
 def test_a_summary_is_one_table_whatever_the_texts_are(
     criteria: list[Criterion], name: str

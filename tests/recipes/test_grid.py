@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paredown.eval.errors import RecipeError
@@ -149,6 +149,7 @@ def test_a_default_written_out_is_no_other_point() -> None:
         check_distinct(points)
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(VALUES, min_size=2, max_size=6, unique_by=lambda v: json.dumps(v)))
 def test_names_fit_every_file_system(values: list[Any]) -> None:
     names = _names([{"distill.arguments": value} for value in values])
