@@ -14,6 +14,9 @@ from ..eval.errors import RunError
 if TYPE_CHECKING:
     from .sweep import SweepResult
 
+WIDTH = 132
+"""Columns of the table where there is no terminal."""
+
 
 class GridCommand(TyperCommand):
     """A command whose ``--grid`` takes every word up to the next option."""
@@ -111,7 +114,10 @@ def _announce(result: SweepResult) -> None:
     from .sweep_page import PAGE, print_sweep
 
     sweep = result.sweep
-    print_sweep(sweep, Console(highlight=False, soft_wrap=True))
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:  # a log has no edge
+        console.width = WIDTH
+    print_sweep(sweep, console)
     if result.cached:
         print(f"Nothing to do: this sweep was finished before ({result.seconds:.1f} s).")
     print(f"Sweep: {result.folder / PAGE}")

@@ -30,8 +30,8 @@ def junit(criteria: Sequence[Criterion], report: Mapping[str, Any]) -> str:
     failures = str(sum(not criterion.met for criterion in criteria))
     count = {"tests": str(len(criteria)), "failures": failures, "errors": "0", "time": "0"}
     name = _xml(f"paredown gate {report.get('name', '')}".strip())
-    suites = ElementTree.Element("testsuites", name=name, **count)
-    suite = ElementTree.SubElement(suites, "testsuite", name=name, skipped="0", **count)
+    suites = ElementTree.Element("testsuites", {"name": name, **count})
+    suite = ElementTree.SubElement(suites, "testsuite", {"name": name, "skipped": "0", **count})
     for criterion in criteria:
         case = ElementTree.SubElement(
             suite, "testcase", name=_xml(criterion.name), classname="paredown.gate", time="0"

@@ -135,7 +135,9 @@ def print_sweep(sweep: Mapping[str, Any], console: Console) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, title=f"Sweep of {sweep['name']}", title_justify="left")
     for place, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if place in (1, len(COLUMNS) - 1) else "right")
+        words = place in (1, len(COLUMNS) - 1)
+        justify: Any = "left" if words else "right"
+        table.add_column(column, justify=justify, no_wrap=not words, overflow="fold")
     for row in sweep_rows(sweep):
         table.add_row(*(Text(visible(cell)) for cell in row))  # names may hold rich's markup
     if table.row_count:

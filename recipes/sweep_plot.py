@@ -144,10 +144,12 @@ def _mark(mark: Mark, scale: _Scale) -> str:
         whisker = (
             f'<path class="whisker" d="M0 {high:.1f}V{low:.1f}M-4 {high:.1f}H4M-4 {low:.1f}H4"/>'
         )
+    # apart, where a point lies just below one of the front
+    place = 'x="9" y="-7"' if mark.front else 'x="-9" y="14" text-anchor="end"'
     return (
         f'<svg x="{x:.2f}%" y="{y:.1f}" overflow="visible">'
         f'<g class="mark{" on" if mark.front else ""}" role="img" tabindex="0" '
         f'aria-label="{escape(mark.said)}"><title>{escape(mark.said)}</title>{whisker}'
         f'<circle r="{6 if mark.front else 4.5}"/>'
-        f'<text x="9" y="-7">{mark.number}</text></g></svg>'
+        f"<text {place}>{mark.number}</text></g></svg>"
     )
