@@ -137,6 +137,11 @@ def _cpuinfo(*keys: str) -> str:
     return ""
 
 
+def processor() -> str:
+    """The processor's model, as far as the system tells it."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
 def library_versions() -> dict[str, str]:
     """Versions of the installed libraries that can change a result, ours first."""
     versions = {}
@@ -160,11 +165,10 @@ def environment() -> dict[str, Any]:
     import psutil
     import torch
 
-    model = _cpuinfo("model name") or platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "processor": model,
+        "processor": processor(),
         "cores": psutil.cpu_count(logical=False) or os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "memory_bytes": int(psutil.virtual_memory().total),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .eval.tasks import Column, Task, register_task
     from .export.formats import Format, register_format
     from .prune.criteria import Criterion, register_criterion
-    from .recipes.api import check, list_recipes, report, run
+    from .recipes.api import check, list_recipes, report, run, sweep
     from .recipes.gate import gate
     from .recipes.schema import Recipe
 
@@ -26,6 +26,7 @@ _HOMES = {
     "list_recipes": "recipes.api",
     "report": "recipes.api",
     "run": "recipes.api",
+    "sweep": "recipes.api",
     "gate": "recipes.gate",
     "Recipe": "recipes.schema",
     "Column": "eval.tasks",
@@ -70,6 +71,7 @@ __all__ = [
     "register_task",
     "report",
     "run",
+    "sweep",
 ]
 
 

@@ -13,6 +13,7 @@ from .extensions import import_extensions
 if TYPE_CHECKING:
     from .pipeline import RunResult
     from .schema import Recipe
+    from .sweep import SweepResult
 
 
 def check(
@@ -99,6 +100,62 @@ def _require_target(report: Mapping[str, Any], folder: Path) -> None:
     if outcome != "pass":
         page = folder / "report.html"
         raise TargetNotMet(f"The target is not met ({outcome}): {' '.join(reasons)} See {page}.")
+
+
+def sweep(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    grid: Mapping[str, Sequence[Any]],
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    out: str | Path | None = None,
+    smoke: bool = False,
+    processes: int | None = None,
+    imports: Sequence[str] = (),
+    argv: Sequence[str] | None = None,
+    quiet: bool = False,
+) -> SweepResult:
+    """Runs a recipe at every point of a grid, or what is left of it, and draws the front.
+
+    Args:
+        recipe: Name of a shipped recipe, a file, a mapping, or a recipe.
+        grid: Values by key, two or more of each.
+        overrides: ``a.b=c`` texts, or a mapping of ``a.b`` to values, for all points.
+        out: The sweep's folder; ``runs/<name>-sweep`` if None. Stages lie beside it, and are shared
+            with the runs there.
+        smoke: Run every point on a tiny random model and made-up rows, without judging.
+        processes: Points made at the same time; as many as the machine bears if None.
+        imports: Modules to import first.
+        argv: The command to record, if it was one.
+        quiet: Show nothing.
+
+    Returns:
+        The content of ``sweep.json``, the sweep's folder, the seconds it took, and whether all was
+        there already. A point that failed has its ``error``; it does not stop the others.
+
+    Raises:
+        PareError: If the grid or a point of it is no recipe; nothing was run then.
+
+    Examples:
+        ``paredown.sweep("search_query", {"prune.layers": [1, 2, 3]})``
+    """
+    bound_shape_caches()
+    import_extensions(imports)
+    from .grid import as_text
+    from .sweep import run_sweep
+
+    if isinstance(overrides, Mapping):
+        overrides = [as_text(key, value) for key, value in overrides.items()]
+    return run_sweep(
+        recipe,
+        grid,
+        [overrides] if isinstance(overrides, str) else overrides,
+        out=None if out is None else Path(out),
+        smoke=smoke,
+        processes=processes,
+        imports=imports,
+        argv=argv,
+        quiet=quiet,
+    )
 
 
 def report(run: str | Path) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..eval.errors import PareError, RecipeError, RunError
+from .cli_gate import cache_key, gate
+from .cli_sweep import GridCommand, sweep
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -225,30 +227,6 @@ def report(run: RunFolder) -> None:
 
 
 @app.command()
-def gate(
-    run: RunFolder,
-    retain: Annotated[
-        float | None,
-        typer.Option(help="Least share of quality kept, at the lower end of the interval."),
-    ] = None,
-    compute: Annotated[
-        float | None, typer.Option(help="Largest share of the teacher's FLOPs.")
-    ] = None,
-) -> None:
-    """Exit with 3 unless a run meets the criteria.
-
-    Prints one line for each criterion.
-    """
-    from .gate import gate as measure
-
-    criteria = measure(run, retain=retain, compute=compute)
-    for criterion in criteria:
-        _print(criterion.text)
-    if not all(criterion.met for criterion in criteria):
-        raise typer.Exit(3)
-
-
-@app.command()
 def doctor() -> None:
     """Show what a run would find here.
 
@@ -318,3 +296,8 @@ def schema() -> None:
     from .schema import json_schema
 
     _print(json.dumps(json_schema(), indent=2))
+
+
+app.command(cls=GridCommand)(sweep)
+app.command()(gate)
+app.command("cache-key")(cache_key)

@@ -7,7 +7,7 @@ import json
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from .stage_report import report_stage
 from .stage_teacher import CHECKPOINT, teacher_checkpoint, teacher_record, teacher_stage
 from .stage_teacher_language import language_teacher_stage
 from .store import Folder, Stage, Store
-from .world import join_world
+from .world import World, join_world
 
 RUNS = Path("runs")
 TIMED_EXPORT = "onnx"
@@ -96,16 +96,50 @@ def run_recipe(
     if smoke:
         resolved = resolve(smoke_recipe(resolved, folder / "smoke"))
     command = shlex.join(argv) if argv else f"paredown run {recipe.name}" + " --smoke" * smoke
+    result = run_resolved(
+        resolved, folder, command=command, smoke=smoke, imports=imports, quiet=quiet, world=world
+    )
+    return replace(result, seconds=time.monotonic() - started)
+
+
+def run_resolved(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    command: str,
+    root: Path | None = None,
+    smoke: bool = False,
+    imports: Sequence[str] = (),
+    quiet: bool = False,
+    world: World | None = None,
+) -> RunResult:
+    """Runs what is left of a recipe that is resolved, into a folder that was claimed.
+
+    Args:
+        recipe: Resolved; of a smoke run, on its stand-ins.
+        folder: The run's.
+        command: What to type to get this report.
+        root: Where the store is; beside the run's folder if None.
+        smoke: Whether it is not to be judged.
+        imports: Extensions that are in use.
+        quiet: Show nothing.
+        world: The processes that take part; this one alone if None.
+
+    Raises:
+        PareError: If a stage fails; what was finished before it is kept.
+    """
+    started = time.monotonic()
+    world = world or World()
     display = Display(quiet=quiet or not world.main)
     try:
-        display.say(f"{resolved.name}: {resolved.task}, into {folder}")
-        store = Store(folder.parent, display, world, imports)
-        run = _Run(resolved, store, command, smoke)
+        display.say(f"{recipe.name}: {recipe.task}, into {folder}")
+        store = Store(root or folder.parent, display, world, imports)
+        run = Run(recipe, store, command, smoke)
         report = run.stages()
         finished = store.cached
         if world.main:
             student = run.students[0][1]
-            fill(folder, resolved, run.made, student, run.exports, report)
+            fill(folder, recipe, run.made, student, run.exports, report)
         world.barrier()
     finally:
         display.close()
@@ -131,8 +165,8 @@ def _capture_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stage:
     return capture_answers_stage(recipe, data, teacher)
 
 
-class _Run:
-    """The stages of one recipe, made in order."""
+class Run:
+    """The stages of one recipe, made in order; what is made so far stands in its attributes."""
 
     def __init__(self, recipe: Recipe, store: Store, command: str, smoke: bool) -> None:
         self.recipe = recipe

@@ -17,7 +17,7 @@ from .consistency import SEARCHED
 from .generation_rules import capture_defaults, generates
 from .problem import Problem
 from .schema import Budget, Distill, Finetune, Generation, Recipe
-from .trial_pool import trial_processes
+from .trial_pool import processes_here
 
 _HUB_METRIC = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -250,16 +250,4 @@ def _search_defaults(budget: Budget) -> dict[str, Any]:
             f"budget.processes {budget.processes}: the {world} processes of this launch share each "
             "trial already. Leave it out, or launch one process."
         )
-    return {"runtime": runtime, "processes": budget.processes or _trial_processes()}
-
-
-def _trial_processes() -> int:
-    import psutil
-    import torch
-
-    from ..eval.hardware import default_device, usable_cores
-
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or default_device() not in ("cpu", "cuda"):
-        return 1  # the processes of a launch share each trial
-    memory = int(psutil.virtual_memory().total)
-    return trial_processes(usable_cores(), memory, torch.cuda.device_count())
+    return {"runtime": runtime, "processes": budget.processes or processes_here()}

@@ -41,8 +41,13 @@ SMOKE_BOUNDS = {"latency_ms": 1e3, "usd_per_million": 1e6, "retain": 1e-9}
 """What any tiny model keeps to; of shares, 0.8 leaves something to cut."""
 
 
-def write_stand_ins(recipe: Recipe, folder: Path) -> None:
+def write_stand_ins(recipe: Recipe, folder: Path, depth: int | None = None) -> None:
     """Writes the tiny teacher, the other student if there is one, and the rows.
+
+    Args:
+        recipe: The real one.
+        folder: Where to.
+        depth: Layers of the models; as many as the recipe's cut needs if None.
 
     Raises:
         RecipeError: If the recipe does not say which architecture the tiny teacher has.
@@ -53,12 +58,12 @@ def write_stand_ins(recipe: Recipe, folder: Path) -> None:
             f"smoke.architecture: {architecture} is not what {recipe.task} runs on; generation "
             f"takes {' or '.join(DECODERS)}, other tasks bert, roberta or distilbert."
         )
-    layers, _ = _layers(recipe.prune.model_dump() if recipe.prune else None)
+    layers, _ = _layers(recipe.prune.model_dump() if recipe.prune else None, depth)
     _write_rows(recipe, folder / "data")
-    write_model(architecture, _teacher(recipe, folder), layers, HIDDEN)
+    write_model(architecture, _teacher(recipe, folder, depth), layers, HIDDEN)
     if recipe.student is not None:
         vocabulary = OTHER_VOCABULARY if _translates(recipe) else VOCABULARY
-        write_model(architecture, _student(recipe, folder), layers, HIDDEN // 2, vocabulary)
+        write_model(architecture, _student(recipe, folder, depth), layers, HIDDEN // 2, vocabulary)
 
 
 def _architecture(recipe: Recipe) -> str:
@@ -70,14 +75,14 @@ def _architecture(recipe: Recipe) -> str:
     return recipe.smoke.architecture
 
 
-def _teacher(recipe: Recipe, folder: Path) -> Path:
-    layers, _ = _layers(recipe.prune.model_dump() if recipe.prune else None)
+def _teacher(recipe: Recipe, folder: Path, depth: int | None) -> Path:
+    layers, _ = _layers(recipe.prune.model_dump() if recipe.prune else None, depth)
     return folder / f"teacher-{_architecture(recipe)}-{layers}"
 
 
-def _student(recipe: Recipe, folder: Path) -> Path:
+def _student(recipe: Recipe, folder: Path, depth: int | None) -> Path:
     kind = "foreigner" if _translates(recipe) else "student"
-    return folder / _teacher(recipe, folder).name.replace("teacher", kind)
+    return folder / _teacher(recipe, folder, depth).name.replace("teacher", kind)
 
 
 def _translates(recipe: Recipe) -> bool:
@@ -85,12 +90,13 @@ def _translates(recipe: Recipe) -> bool:
     return recipe.distill is not None and "uld" in recipe.distill.losses
 
 
-def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
+def smoke_recipe(recipe: Recipe, folder: Path, depth: int | None = None) -> Recipe:
     """The recipe that runs on the stand-ins of `write_stand_ins`.
 
     Args:
         recipe: The real one; its stages and options stay, its sizes shrink.
         folder: Where model and files are.
+        depth: Layers of the stand-ins; where it is given, the recipe's own layers are kept.
 
     Raises:
         RecipeError: If the recipe does not say which architecture the tiny teacher has.
@@ -100,10 +106,10 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
     values["name"] = f"{recipe.name}-smoke"
     values["data"] |= {"source": None, "config": None, "revision": None, "columns": {}}
     values["data"]["files"] = files
-    _, keep = _layers(values.get("prune"))
+    _, keep = _layers(values.get("prune"), depth)
     values["teacher"] |= {
         "kind": "checkpoint",
-        "model": str(_teacher(recipe, folder)),
+        "model": str(_teacher(recipe, folder, depth)),
         "files": None,
         "revision": None,
         **dict.fromkeys(("new", "endpoint", "tokenizer")),
@@ -115,7 +121,7 @@ def smoke_recipe(recipe: Recipe, folder: Path) -> Recipe:
         # The stand-in of a classifier that is ready must first learn the made-up classes.
         values["teacher"]["finetune"] = {"epochs": 1}
     if values["student"] is not None:
-        values["student"] |= {"model": str(_student(recipe, folder)), "revision": None}
+        values["student"] |= {"model": str(_student(recipe, folder, depth)), "revision": None}
     for section in (values["teacher"]["finetune"], values["distill"]):
         if section:
             section["epochs"] = min(section.get("epochs", EPOCHS), EPOCHS)
@@ -152,9 +158,11 @@ def _shortened(arguments: Mapping[str, Any]) -> dict[str, Any]:
     ) else dict(arguments)  # fmt: skip
 
 
-def _layers(prune: Mapping[str, Any] | None) -> tuple[int, Any]:
+def _layers(prune: Mapping[str, Any] | None, depth: int | None = None) -> tuple[int, Any]:
     """Layers of the tiny teacher, and the cut that is left of the recipe's."""
     wanted = prune["layers"] if prune else None
+    if depth is not None:
+        return depth, wanted
     more = min(prune["rounds"], SMOKE_ROUNDS) if prune else 1
     if isinstance(wanted, list):
         few = min(len(wanted), 2)

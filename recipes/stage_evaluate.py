@@ -67,6 +67,8 @@ def evaluate_stage(
         found = _quality(recipe, contenders, scores)
         if how is signal_evaluation:
             _from_hub(recipe, rows, scores, found)
+        else:
+            text_evaluation.keep_answers(rows, context.out)
         found |= _of_rows(recipe, how, rows, contenders, scores, context)
         found["models"] = how.costs(rows, contenders)
         found["vocabulary"] = how.tokens(rows, contenders)

@@ -115,15 +115,30 @@ class NotMade(Exception):
 
 
 class Store:
-    """Finds or makes stages under one root."""
+    """Finds or makes stages under one root.
+
+    Args:
+        root: Its parent folder.
+        display: Where progress is told.
+        world: The processes that take part.
+        imports: Extensions that are in use.
+        patient: Wait for a stage that another process is at, instead of refusing it.
+    """
 
     def __init__(
-        self, root: Path, display: Display, world: World, imports: Sequence[str] = ()
+        self,
+        root: Path,
+        display: Display,
+        world: World,
+        imports: Sequence[str] = (),
+        *,
+        patient: bool = False,
     ) -> None:
         self.folder = root / ".stages"
         self.display = display
         self.world = world
         self.imports = tuple(imports)
+        self.patient = patient
         self.extensions = extension_hashes(imports)
         self.given: list[Folder] = []
         self.elsewhere = False
@@ -255,12 +270,12 @@ class Store:
 
     @contextlib.contextmanager
     def _lock(self, stage: Stage, mark: str) -> Iterator[None]:
-        """Holds the stage; a stage that another run is at is refused, and the holder named."""
+        """Holds the stage. One that another run is at is waited for, or refused, naming the run."""
         path = self.folder / f".{stage.name}-{mark}.lock"
         holder = path.with_suffix(".holder")
         lock = FileLock(str(path))
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=-1 if self.patient else 0)
         except Timeout:
             who = "another process"
             with contextlib.suppress(OSError):

@@ -33,6 +33,7 @@ from .store import Context
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+ANSWERS = "answers.arrow"
 SHOWN = 20
 TEXT_CHARACTERS = 600
 CACHE_BYTES = 4  # of a number in float32, in which costs are told
@@ -116,6 +117,15 @@ def score(rows: TextRows, contenders: Sequence[Contender], context: Context) -> 
         rows.texts[contender.name] = texts
         found[contender.name] = score_texts(texts, references, rows.metrics)
     return found
+
+
+def keep_answers(rows: TextRows, out: Path) -> None:
+    """Keeps what every contender wrote, a column each: any metric of it can be made again."""
+    import pyarrow as pa
+
+    table = pa.table({name: pa.array(texts, pa.string()) for name, texts in rows.texts.items()})
+    with pa.OSFile(str(out / ANSWERS), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
 
 
 def recorded_answers(path: Path, rows: TextRows) -> list[str]:

@@ -1,7 +1,7 @@
-"""Processes that make trials beside each other. Nothing heavy is imported here.
+"""Processes that make trials, or points of a sweep, beside each other. Nothing heavy is imported.
 
-A worker makes the ordinary stages of a trial in the store, and the search then finds them there:
-what a trial is does not depend on who made it.
+A worker makes ordinary stages in the store, and the search or the sweep then finds them there: what
+a trial is does not depend on who made it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 MEMORY = 3 << 30
 """Bytes that a trial's process may take, by experience with small encoders."""
@@ -34,6 +36,19 @@ def trial_processes(cores: int, memory: int, gpus: int) -> int:
         gpus: How many there are.
     """
     return max(1, gpus or min(cores, memory // MEMORY, MOST))
+
+
+def processes_here() -> int:
+    """How many trials this machine bears at the same time; one in a launch of several processes."""
+    import psutil
+    import torch
+
+    from ..eval.hardware import default_device, usable_cores
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or default_device() not in ("cpu", "cuda"):
+        return 1  # the processes of a launch share each trial
+    memory = int(psutil.virtual_memory().total)
+    return trial_processes(usable_cores(), memory, torch.cuda.device_count())
 
 
 def _prepare(threads: int, gpus: Any) -> None:
@@ -61,7 +76,7 @@ class WorkersDied(Exception):
 
 
 class TrialPool:
-    """Processes that stay for the whole of a search; they start with its first tasks.
+    """Processes that stay for the whole of a search or sweep; they start with its first tasks.
 
     Args:
         processes: How many work at the same time.
@@ -82,7 +97,9 @@ class TrialPool:
                     child.terminate()
             self._pool.shutdown(cancel_futures=True)
 
-    def run(self, work: Callable[[Any], Made], tasks: Sequence[Any]) -> Iterator[tuple[int, Made]]:
+    def run(
+        self, work: Callable[[Any], Result], tasks: Sequence[Any]
+    ) -> Iterator[tuple[int, Result]]:
         """Does tasks at the same time.
 
         Args:
