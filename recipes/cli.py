@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..eval.errors import PareError, RecipeError, RunError
+from . import cli_export
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 shipped = typer.Typer(help="The shipped recipes: list, show, copy, schema.", no_args_is_help=True)
 app.add_typer(shipped, name="recipes")
+cli_export.register(app)
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="NAME|FILE", help="A shipped recipe, or a file.")
