@@ -4,9 +4,9 @@
 
 Needs the `onnx` extra, and a package index: numpy, onnxruntime and tokenizers (with what they need)
 go into an environment made for it, at the versions of constraints.txt, and nothing else. The models
-are tiny and random, so that what grows with the rows would show. Memory is the most that the process
-held (VmHWM), beside the same folder's over 10,000 rows; the time is from starting Python to the end,
-of one row. Runs on Linux.
+are tiny and random, so that what grows with the rows would show. Memory is the most that the
+process held (VmHWM), beside the same folder's over 10,000 rows; the time is from starting Python to
+the end, of one row. Runs on Linux.
 """
 
 from __future__ import annotations

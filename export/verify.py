@@ -31,6 +31,7 @@ ROWS = "golden.jsonl"
 VERSION = 1
 LARGEST = 64 << 20  # bytes of golden.json, or of golden.jsonl: more is no such file
 TIE = 1e-5  # scores this near, relative to the best, are the same decision
+NOTICED = 1e-4  # a difference of values that is more than the rounding of the recorded ones
 SHOWN = 5
 TEXT_CHARACTERS = 80
 INSTRUCTIONS = (
@@ -98,7 +99,8 @@ class Verified(NamedTuple):
             for one in self.differing
         ]
         found.append("machines: " + ("; ".join(self.machine) or "nothing that is known differs"))
-        if not self.exact and (self.differ or self.max_difference):
+        noticed = self.differ or self.machine or (self.max_difference or 0) > NOTICED
+        if not self.exact and noticed:
             found.append(
                 "int8 results depend on the processor: how products of 8 bits are summed and "
                 "rounded is its own. Measure the format on this processor (paredown export), or "
@@ -339,7 +341,8 @@ def compare(
         labels = model.settings.get("labels") if signal == "class_logits" else None
         now, flips = _decided(scores_of(said, golden, signal), rows, labels)
     differing = [
-        {"row": i + 1, "text": row["text"], "then": row["decision"], "now": now[i]}
+        {"row": i + 1, "text": row["text"]}
+        | {"then": _named(row["decision"], signal), "now": _named(now[i], signal)}
         for i, row in enumerate(rows)
         if flips[i]
     ]
@@ -354,6 +357,11 @@ def compare(
         differing[:SHOWN],
         manifest["exact"],
     )
+
+
+def _named(decision: Any, signal: str) -> Any:
+    """A decision as it is told: of embeddings, the number of the row that is nearest."""
+    return f"nearest to row {decision + 1}" if signal == "embedding" else decision
 
 
 def _decided(
