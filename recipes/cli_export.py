@@ -98,7 +98,7 @@ def predict(
     folder: Model,
     file: Annotated[
         str | None,
-        typer.Argument(metavar="[FILE]", help="A .txt, .jsonl, .csv or .tsv file [stdin]."),
+        typer.Argument(metavar="FILE", help="A .txt, .jsonl, .csv or .tsv file [stdin]."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Where answers go [stdout].")

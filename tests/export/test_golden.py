@@ -75,8 +75,10 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     seal(folder, about)
 
 
-@pytest.mark.parametrize("task", ["classification", "retrieval"])
-@pytest.mark.parametrize("fmt", ["onnx", "onnx-int8"])
+@pytest.mark.parametrize(
+    ("task", "fmt"),
+    [("classification", "onnx"), ("classification", "onnx-int8"), ("retrieval", "onnx")],
+)
 def test_golden_rows_answer_the_same_where_they_were_made(
     task: str, fmt: str, sealed: Sealed
 ) -> None:
@@ -217,7 +219,7 @@ def test_what_a_team_adds_to_the_folder_is_left_alone(sealed: Sealed) -> None:
         lambda c: c.update(flip_rate=None),
         lambda c: c.update(flip_rate=math.nan),
         lambda c: c.update(tolerance="1e-4"),
-        lambda c: c["made_on"].update(versions=[]),
+        lambda c: c["made_on"].update(versions=["numpy"]),
         lambda c: c["made_on"].update(instructions="avx2"),
         lambda c: c["files"].update({"../model.onnx": "0"}),
         lambda c: c["files"].update({"/etc/passwd": "0"}),

@@ -383,7 +383,7 @@ def test_predict_tells_what_is_wrong_with_its_arguments(
         ((folder, here, "--out", here), 2, "is the file that is read"),
         ((folder, here, "--out", tmp_path / "no" / "a"), 2, "There is no folder"),
         ((folder, tmp_path / "rows.csv"), 2, "No column text"),
-        ((folder, "--top", "0"), 2, "0"),
+        ((folder, "--top", "0"), 2, "--top"),
     ]:
         found = answered(*words)
         assert found[:2] == (code, []) and expected in found[2], words
