@@ -19,6 +19,7 @@ import itertools
 import json
 import os
 import sys
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -28,6 +29,8 @@ from numpy.typing import NDArray
 
 MAX_CHARACTERS = 1_000_000  # a longer row is not a text but a mistake, and would fill the memory
 KEYS = ("text", "query", "sentence")
+BATCH_TOKENS = 8192  # rows × longest row of a batch, so that long rows do not fill the memory
+BLOCK_NUMBERS = 1 << 22  # numbers of an index that are looked at together: 16 MB
 FORMATS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 
 
@@ -145,17 +148,21 @@ class Predictor:
     ) -> NDArray[np.float32]:
         """Class logits or embeddings of n texts, (n, W) float32, in the order of the texts.
 
-        Batches hold rows of like length; role and batch size are the folder's unless given.
+        Batches hold rows of like length, and fewer of long ones; role and batch size are the
+        folder's unless given.
         """
         out = np.empty((len(texts), int(self.settings["width"])), dtype=np.float32)
         if not len(texts):
             return out
         rows = self.tokenize(texts, pairs, role)
         order = np.argsort([-len(row["input_ids"]) for row in rows], kind="stable")
-        size = batch or self.batch
-        for start in range(0, len(order), size):
+        start = 0
+        while start < len(order):
+            longest = max(1, len(rows[order[start]]["input_ids"]))
+            size = batch or max(1, min(self.batch, BATCH_TOKENS // longest))
             chosen = order[start : start + size]
             out[chosen] = self.forward(self.collate([rows[i] for i in chosen]))
+            start += size
         return out
 
     def predict(
@@ -169,11 +176,22 @@ class Predictor:
     ) -> list[dict[str, Any]]:
         """One object a text, as this program prints them; ``top`` is 1 class or 10 answers."""
         values = self.signal(texts, pairs, batch=batch)
-        if self.settings["signal"] == "class_logits":
-            return [_classes(row, self.settings["labels"], top or 1) for row in values]
-        if index is None:
-            return [{"embedding": row.tolist()} for row in values]
-        return [{"answers": index.search(row, top or 10)} for row in values]
+        return answers_of(values, self.settings, index=index, top=top)
+
+
+def answers_of(
+    values: NDArray[np.float32],
+    settings: dict[str, Any],
+    *,
+    index: Index | None = None,
+    top: int | None = None,
+) -> list[dict[str, Any]]:
+    """One object a row of class logits or embeddings, (n, W), as this program prints them."""
+    if settings["signal"] == "class_logits":
+        return [_classes(row, settings["labels"], top or 1) for row in values]
+    if index is None:
+        return [{"embedding": row.tolist()} for row in values]
+    return [{"answers": found} for found in index.search(values, top or 10)]
 
 
 def _classes(logits: NDArray[np.float32], labels: Sequence[str], top: int) -> dict[str, Any]:
@@ -184,41 +202,74 @@ def _classes(logits: NDArray[np.float32], labels: Sequence[str], top: int) -> di
     return best[0] if top == 1 else best[0] | {"top": best}
 
 
+class Lines:
+    """The objects or strings of a JSONL file; each is read when it is asked for."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Finds where the lines start; empty ones do not count."""
+        self.path = path
+        self.file = open(path, "rb")  # noqa: SIM115 (lives as long as this)
+        self.starts = array("q")
+        at = 0
+        for line in self.file:
+            if line.strip():
+                self.starts.append(at)
+            at += len(line)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, number: int) -> Any:
+        self.file.seek(self.starts[number])
+        try:
+            return json.loads(self.file.readline().decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            where = f"text {number + 1} of '{self.path}'"
+            raise PredictError(f"The {where} is not JSONL in UTF-8: {error}") from error
+
+
 class Index:
-    """Embeddings of the texts to be found, (N, d), and perhaps the texts."""
+    """Embeddings of the texts to be found, (N, d), and perhaps the texts; both stay on disk."""
 
     def __init__(self, vectors: str | Path, texts: str | Path | None, width: int) -> None:
-        """Reads a .npy file, and a JSONL file of N objects or strings."""
+        """Opens a .npy file, and a JSONL file of N objects or strings."""
         try:
             self.vectors = np.load(vectors, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise PredictError(f"The index '{vectors}' cannot be read: {error}") from error
-        if self.vectors.ndim != 2 or self.vectors.shape[1] != width or not len(self.vectors):
+        shape, numbers = self.vectors.shape, self.vectors.dtype.kind in "fiu"
+        if len(shape) != 2 or shape[1] != width or not shape[0] or not numbers:
             raise PredictError(
-                f"The index '{vectors}' is of shape {self.vectors.shape}; the model's embeddings "
-                f"need (number of texts, {width})."
+                f"The index '{vectors}' is of shape {shape} and {self.vectors.dtype}; the model's "
+                f"embeddings need numbers of shape (number of texts, {width})."
             )
-        self.texts: list[Any] = [{}] * len(self.vectors)
-        if texts is not None:
-            try:
-                with open(texts, encoding="utf-8-sig") as file:
-                    self.texts = [json.loads(line) for line in file if line.strip()]
-            except ValueError as error:
-                raise PredictError(f"'{texts}' is not JSONL in UTF-8: {error}") from error
-        if len(self.texts) != len(self.vectors):
+        self.texts = None if texts is None else Lines(texts)
+        if self.texts is not None and len(self.texts) != len(self.vectors):
             have = f"{len(self.texts)} texts, the index {len(self.vectors)} vectors"
             raise PredictError(f"'{texts}' has {have}.")
 
-    def search(self, query: NDArray[np.float32], top: int) -> list[dict[str, Any]]:
-        """The texts with the largest dot products, (d,) against (N, d); equal ones in order."""
-        scores = np.asarray(self.vectors @ query)
-        top = min(top, len(scores))
-        among = np.flatnonzero(scores >= np.partition(scores, -top)[-top])
-        best = among[np.argsort(-scores[among], kind="stable")][:top]
+    def search(self, queries: NDArray[np.float32], top: int) -> list[list[dict[str, Any]]]:
+        """The texts with the largest dot products, (n, d) with (N, d); equal ones in order."""
+        top = min(top, len(self.vectors))
+        scores: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(queries)
+        rows: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(queries)
+        step = max(top, BLOCK_NUMBERS // self.vectors.shape[1])
+        for start in range(0, len(self.vectors) if len(queries) else 0, step):
+            block = np.asarray(self.vectors[start : start + step], dtype=np.float32)
+            here = np.arange(start, start + len(block))
+            for i, found in enumerate(queries @ block.T):
+                found = np.concatenate([scores[i], found])
+                among = np.flatnonzero(found >= np.partition(found, -top)[-top])
+                best = among[np.argsort(-found[among], kind="stable")][:top]
+                scores[i], rows[i] = found[best], np.concatenate([rows[i], here])[best]
+        return [self._named(*found) for found in zip(rows, scores, strict=True)]
+
+    def _named(self, rows: NDArray[np.int64], scores: NDArray[np.float32]) -> list[dict[str, Any]]:
         answers = []
-        for i in best:
-            text = self.texts[i] if isinstance(self.texts[i], dict) else {"text": self.texts[i]}
-            answers.append({**text, "row": int(i), "score": round(float(scores[i]), 6)})
+        for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
+            text = {} if self.texts is None else self.texts[row]
+            text = text if isinstance(text, dict) else {"text": text}
+            answers.append({**text, "row": row, "score": round(score, 6)})
         return answers
 
 
@@ -242,7 +293,7 @@ def read_rows(
         except UnicodeDecodeError as error:
             yield Row(error=f"not UTF-8: byte {error.start + 1} of the line; convert the file")
         else:
-            yield _checked(text, None) if kind == "txt" else _json_row(text, column, pair_column)
+            yield checked(text, None) if kind == "txt" else _json_row(text, column, pair_column)
         first = False
 
 
@@ -252,7 +303,7 @@ def _json_row(line: str, column: str | None, pair_column: str | None) -> Row:
     except (ValueError, RecursionError) as error:
         return Row(error=f"not JSON: {error}")
     if isinstance(found, str):
-        return _checked(found, None)
+        return checked(found, None)
     if not isinstance(found, dict):
         return Row(error="expected an object or a string")
     names = [column] if column else KEYS
@@ -262,7 +313,7 @@ def _json_row(line: str, column: str | None, pair_column: str | None) -> Row:
         return Row(error=f"no key {' or '.join(names)} (there are: {there}); name one: --column")
     if pair_column and pair_column not in found:
         return Row(error=f"no key {pair_column}")
-    return _checked(found[key], found.get(pair_column or "text_pair"))
+    return checked(found[key], found.get(pair_column or "text_pair"))
 
 
 def _csv_rows(
@@ -288,12 +339,12 @@ def _csv_rows(
             if len(fields) <= max(at, pair_at or 0):
                 yield Row(error=f"{len(fields)} fields, the header has {len(header)}")
             else:
-                yield _checked(fields[at], None if pair_at is None else fields[pair_at])
+                yield checked(fields[at], None if pair_at is None else fields[pair_at])
     except csv.Error as error:
         raise PredictError(f"Not CSV from line {reader.line_num} on: {error}") from error
 
 
-def _checked(text: Any, pair: Any) -> Row:
+def checked(text: Any, pair: Any) -> Row:
     """A row whose texts are texts."""
     for part in (text,) if pair is None else (text, pair):
         if not isinstance(part, str):
@@ -367,6 +418,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if predictor.settings["signal"] != "embedding":
                 raise PredictError("--index is for embedding models; this one gives classes.")
             index = Index(options.index, options.texts, int(predictor.settings["width"]))
+        elif options.top and predictor.settings["signal"] == "embedding":
+            raise PredictError("--top needs --index: without one an embedding is all there is.")
         ending = Path(options.file or "").suffix.lower()
         kind = options.format or FORMATS.get(ending, "txt")
         file = open(options.file, "rb") if options.file else sys.stdin.buffer  # noqa: SIM115

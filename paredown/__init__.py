@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from .eval.tasks import Column, Task, register_task
     from .export.formats import Format, register_format
     from .prune.criteria import Criterion, register_criterion
+    from .recipes.answering import predict, verify
     from .recipes.api import check, list_recipes, report, run, sweep
+    from .recipes.deployment import export_run
     from .recipes.gate import gate
     from .recipes.schema import Recipe
 
@@ -28,6 +30,9 @@ _HOMES = {
     "run": "recipes.api",
     "sweep": "recipes.api",
     "gate": "recipes.gate",
+    "export_run": "recipes.deployment",
+    "predict": "recipes.answering",
+    "verify": "recipes.answering",
     "Recipe": "recipes.schema",
     "Column": "eval.tasks",
     "Task": "eval.tasks",
@@ -62,8 +67,10 @@ __all__ = [
     "Task",
     "__version__",
     "check",
+    "export_run",
     "gate",
     "list_recipes",
+    "predict",
     "register_criterion",
     "register_format",
     "register_loss",
@@ -72,10 +79,13 @@ __all__ = [
     "report",
     "run",
     "sweep",
+    "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "export":  # so that paredown.export.load needs no import of its own
+        return importlib.import_module(".export", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module 'paredown' has no attribute '{name}'")
     value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 from ..eval.checkpoints import save_model
 from ..eval.data import Data
 from ..eval.models import load_model
-from ..eval.tasks import get_task
-from ..export import export_model
+from ..eval.tasks import Task, get_task
+from ..export import FORMATS, export_model
+from ..export.checkpoint_runner import load_checkpoint
+from ..export.golden import write_golden
+from .golden_rows import golden_rows
 from .store import Context, Folder, Stage
 from .task_rows import streams
 
@@ -39,7 +43,8 @@ def export_stage(
         data: For training texts to compare on; no test row is touched.
         model: The stage that made the checkpoint.
         checkpoint: Its folder.
-        of: ``student``, or ``teacher`` where it is exported to be timed beside the student.
+        of: ``student``, which gets golden rows, or ``teacher`` where it is exported to be timed
+            beside the student.
         max_length: Tokens of a text that the recipe has the model read; None for its own limit.
         base: The same checkpoint's export in the format that this one is made from, or None.
     """
@@ -57,6 +62,10 @@ def export_stage(
         facts = export_model(
             source, task, fmt, context.out / EXPORTED, sample_texts=texts, base=made
         )
+        if of == "student":
+            drawn = golden_rows(rows, task, int(data.record["settings"].get("seed", 0)))
+            folder = context.out / EXPORTED
+            write_golden(folder, fmt, _opened(fmt, folder, task), drawn)
         if max_length:
             shutil.rmtree(source)
         (context.out / REPORT).write_text(json.dumps(facts, indent=1), encoding="utf-8")
@@ -65,6 +74,15 @@ def export_stage(
     settings = {"task": task.name, "format": fmt, "of": of, "max_length": max_length}
     inputs = {"data": data, "model": model} | ({"base": base} if base else {})
     return Stage(name, "stage_export", settings, inputs, work)
+
+
+def _opened(fmt: str, folder: Path, task: Task) -> Any:
+    """The export as it is run."""
+    loader = FORMATS[fmt].loader
+    if loader is None:
+        return load_checkpoint(folder, task)
+    module, _, function = loader.partition(":")
+    return getattr(importlib.import_module(module), function)(folder)
 
 
 def export_facts(folder: Path) -> dict[str, Any]:

@@ -6,14 +6,18 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from paredown.eval.errors import RunError
+from paredown.export.predict import Index
 from paredown.export.runner import load
 
 from .conftest import TEXTS, Exported
@@ -211,6 +215,11 @@ def test_wrong_arguments_are_told(classifier: Path, arguments: list[str], expect
 
 def test_an_index_that_does_not_fit_is_refused(encoder: Path, tmp_path: Path) -> None:
     path = tmp_path / "index.npy"
+    code, _, said = predict(encoder, "--top", "3", rows=b"x\n")
+    assert code == 2 and "--top needs --index" in said
+    np.save(path, np.full((3, 32), "a"))
+    code, _, said = predict(encoder, "--index", path, rows=b"x\n")
+    assert code == 2 and "need numbers of shape (number of texts, 32)" in said
     np.save(path, np.zeros((3, 5), np.float32))
     code, _, said = predict(encoder, "--index", path, rows=b"x\n")
     assert code == 2 and "of shape (3, 5)" in said and "(number of texts, 32)" in said
@@ -223,6 +232,63 @@ def test_an_index_that_does_not_fit_is_refused(encoder: Path, tmp_path: Path) ->
         encoder, "--index", path, "--texts", tmp_path / "texts.jsonl", rows=b"x\n"
     )
     assert code == 2 and "has 1 texts, the index 3 vectors" in said
+
+
+def test_texts_of_an_index_are_read_when_they_are_found(encoder: Path, tmp_path: Path) -> None:
+    runner = load(encoder, threads=1)
+    np.save(tmp_path / "index.npy", runner.signal(TEXTS[:3]))
+    lines_of = ['{"id": 1}', "", '"größe"', '{"text": "broken', ""]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines_of), encoding="utf-8-sig")
+    options = ["--index", tmp_path / "index.npy", "--texts", tmp_path / "texts.jsonl", "--top", "1"]
+    code, answers, said = predict(encoder, *options, "--batch", "1", rows=lines(TEXTS[:3]))
+    assert [answer["answers"][0].get("text") for answer in answers] == [None, "größe"]
+    assert answers[0]["answers"][0]["id"] == 1
+    assert code == 1 and "text 3 of" in said and "is not JSONL in UTF-8" in said
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 40),
+    st.integers(1, 12),
+    st.integers(1, 9),
+    st.integers(1, 8),
+    st.sampled_from(["<f4", "<f8", "<f2", "<i4"]),
+    st.randoms(use_true_random=False),
+)
+def test_an_index_in_blocks_finds_what_one_product_finds(
+    size: int, top: int, block: int, queries: int, kind: str, random: Any
+) -> None:
+    """Small whole numbers: scores are exact, and many are equal."""
+    draw = np.random.default_rng(random.randrange(2**32))
+    vectors = draw.integers(-2, 3, (size, 3)).astype(kind)
+    asked = draw.integers(-2, 3, (queries, 3)).astype(np.float32)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("paredown.export.predict.BLOCK_NUMBERS", 3 * block)
+        np.save(Path(folder, "index.npy"), vectors)
+        index = Index(Path(folder, "index.npy"), None, 3)
+        found = index.search(asked, top)
+    scores = asked @ vectors.astype(np.float32).T
+    for row, answers in zip(scores, found, strict=True):
+        order = np.argsort(-row, kind="stable")[:top]
+        assert [answer["row"] for answer in answers] == order.tolist()
+        assert [answer["score"] for answer in answers] == row[order].tolist()
+
+
+def test_long_rows_come_in_small_batches(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = load(classifier, threads=1)
+    whole, sizes = runner.signal(TEXTS * 4), []
+    forward = runner.predictor.forward
+
+    def counted(batch: dict[str, Any]) -> Any:
+        sizes.append(batch["input_ids"].shape)
+        return forward(batch)
+
+    monkeypatch.setattr("paredown.export.predict.BATCH_TOKENS", 40)
+    monkeypatch.setattr(runner.predictor, "forward", counted)
+    np.testing.assert_allclose(runner.signal(TEXTS * 4), whole, atol=1e-5)
+    assert sum(rows for rows, _ in sizes) == len(TEXTS) * 4
+    assert all(rows * longest <= 40 or rows == 1 for rows, longest in sizes)
+    assert len(sizes) > 4
 
 
 def test_a_damaged_folder_is_one_message(classifier: Path, tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+"""The folder that `paredown export` writes: whose it is, and that nothing else is touched.
+
+What it replaces are the files that an earlier export lists in its ``golden.json``. That file may
+come from anywhere, so no name in it leads out of the folder, through a link or otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from ..eval.errors import RecipeError, RunError
+from ..export.golden import files_of, seal
+from ..export.verify import MANIFEST, VerifyError, read_manifest
+
+
+def check_target(out: Path) -> None:
+    """Makes sure that a folder may be written: it is new, empty, or an export.
+
+    Raises:
+        RecipeError: If it is something else.
+    """
+    if out.exists() and not out.is_dir():
+        raise RecipeError(f"--out '{out}' is a file. Name a new folder.")
+    with contextlib.suppress(FileNotFoundError):
+        if any(out.iterdir()):
+            _earlier(out)
+
+
+def _earlier(out: Path) -> list[str]:
+    """The files of the export that a folder holds."""
+    try:
+        return [*read_manifest(out)["files"], MANIFEST]
+    except VerifyError as error:
+        raise RecipeError(
+            f"--out '{out}' is a folder with other things in it, which an export would mix with "
+            f"({error}). Name a new or an empty one."
+        ) from None
+
+
+def place(source: Path, out: Path, added: Mapping[str, str]) -> None:
+    """Copies an export to a folder of its own, in the place of an earlier one there.
+
+    Args:
+        source: The exported folder, with golden rows.
+        out: Where to; its other files stay.
+        added: Further files of the export: their texts by name.
+
+    Raises:
+        RecipeError: If the folder holds something else, or a link where a file belongs.
+        RunError: If it cannot be written; nothing of the export is left then.
+    """
+    check_target(out)
+    earlier = _earlier(out) if out.is_dir() and any(out.iterdir()) else []
+    manifest = read_manifest(source)
+    # The manifest first: what a kill leaves behind is then known as an export, and replaced.
+    names = [MANIFEST, *(name for name in files_of(source) if name != MANIFEST)]
+    every = [*names, *added]
+    _refuse_links(out, [*every, *earlier])
+    kept = [name for name in every if name not in earlier and os.path.lexists(out / name)]
+    if kept:
+        raise RecipeError(
+            f"--out '{out}' holds a '{kept[0]}' that is of no export. Remove it, or name a new "
+            "folder."
+        )
+    fresh = not out.exists()
+    try:
+        _remove(out, earlier)
+        for name in names:
+            target = out / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, target)
+        for name, text in added.items():
+            (out / name).write_text(text, encoding="utf-8")
+        about = {key: value for key, value in manifest.items() if key != "files"}
+        seal(out, about, every)
+    except OSError as error:
+        _remove(out, every)
+        if fresh:
+            shutil.rmtree(out, ignore_errors=True)
+        raise RunError(f"Cannot write '{out}': {error.strerror or error}.") from error
+
+
+def _refuse_links(out: Path, names: Iterable[str]) -> None:
+    """A link in the way of a file would lead out of the folder."""
+    for name in names:
+        for path in _parents(out, name):
+            if path.is_symlink() or (path.exists() and not path.is_dir()):
+                raise RecipeError(
+                    f"--out '{out}': '{path.relative_to(out)}' is a link or a file where the "
+                    "export has a folder. Name a new folder."
+                )
+
+
+def _parents(out: Path, name: str) -> Iterator[Path]:
+    """The folders between an export's folder and one of its files."""
+    path = out
+    for part in name.split("/")[:-1]:
+        path = path / part
+        yield path
+
+
+def _remove(out: Path, names: Iterable[str]) -> None:
+    for path in (out / name for name in names):
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+
+
+def as_text(content: Mapping[str, object]) -> str:
+    """A file's text in JSON."""
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
