@@ -33,7 +33,7 @@ from .store import Context
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-SHOWN = 20
+SHOWN = 200
 TEXT_CHARACTERS = 600
 CACHE_BYTES = 4  # of a number in float32, in which costs are told
 
