@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..eval.errors import PareError, RecipeError, RunError
+from . import compare_cli
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -318,3 +319,6 @@ def schema() -> None:
     from .schema import json_schema
 
     _print(json.dumps(json_schema(), indent=2))
+
+
+compare_cli.add_to(app)
