@@ -49,13 +49,14 @@ def card_metadata(report: Mapping[str, Any], origins: Origins | None = None) -> 
         base_model=base if on_hub(base) else None,
         # The hub knows adapter, merge, quantized and finetune; changed weights are the last.
         base_model_relation="finetune" if on_hub(base) else None,
-        datasets=[source] if hub_data(source) else None,
+        datasets=[str(source)] if hub_data(source) else None,
         metrics=[name for name in metrics if name] or None,
         tags=["paredown", *done, *(["feature-extraction"] if embeds else [])],
         model_name=str(report["name"]) if results else None,
         eval_results=results or None,
     )
-    return dict(card.to_dict())
+    found: dict[str, Any] = card.to_dict()  # type: ignore[no-untyped-call]
+    return found
 
 
 def base_model(recipe: Mapping[str, Any]) -> str | None:

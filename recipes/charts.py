@@ -13,9 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import figures
+from .plot import ticks
 
 Chart = dict[str, Any]
 
+_FIFTHS = (0, 0.2, 0.4, 0.6, 0.8, 1)
 _ROW = 46  # pixels of a row of a `forest`: its name above, its interval below
 _COLOURS = ("--export", "--series-1", "--series-2", "--baseline", "--series-3")
 _SYMBOLS = ("diamond", "triangle-up", "triangle-down", "cross", "star")
@@ -75,6 +77,9 @@ def axis(title: str = "", low: float | None = None, high: float | None = None) -
         "gridcolor": "var(--line)",
         "linecolor": "var(--soft)",
         "tickfont": {"color": "var(--soft)", "size": 12},
+        "ticks": "outside",
+        "ticklen": 5,
+        "tickcolor": "rgba(0,0,0,0)",
     }
     if low is not None and high is not None:
         found["range"] = [low, high]
@@ -90,7 +95,6 @@ def log_axis(
         "type": "log",
         "showgrid": False,
         "showline": True,
-        "ticks": "outside",
         "tickcolor": "var(--soft)",
         "tickvals": list(values),
         "ticktext": [shown(value) for value in values],
@@ -175,17 +179,28 @@ def forest(rows: Sequence[tuple[str, float, Any, str]], title: str) -> Chart:
     ]  # fmt: skip
     zero = {"type": "line", "x0": 0, "x1": 0, "yref": "paper", "y0": 0, "y1": 1, "layer": "below",
             "line": {"color": "var(--teacher)", "width": 1.5}}  # fmt: skip
-    across = axis(title, min(ends) - room, max(ends) + room)
+    low, high = min(ends) - room, max(ends) + room
+    marks = ticks(low, high)
+    across = {
+        **axis(title, low, high),
+        "tickvals": marks,
+        "ticktext": [_signed(value) for value in marks],
+    }
     return chart(
         [trace],
-        height=_ROW * len(rows) + 66,
-        margin={"l": 12, "r": 12, "t": 8, "b": 58},
-        xaxis={**across, "nticks": 6, "tickformat": "+.3~g"},
+        height=_ROW * len(rows) + 62,
+        margin={"l": 12, "r": 12, "t": 8, "b": 54},
+        xaxis=across,
         yaxis={**axis("", len(rows) - 0.6, -0.75), "showticklabels": False, "showgrid": False},
         shapes=[zero],
         annotations=names,
         legend=False,
     )
+
+
+def _signed(value: float) -> str:
+    """A round difference with its sign; 0 has none."""
+    return f"{value:+.4g}".replace("-", "\N{MINUS SIGN}") if abs(value) > 1e-12 else "0"
 
 
 def _short(name: str) -> str:
@@ -232,14 +247,13 @@ def reliability_chart(sides: Sequence[Mapping[str, Any]]) -> Chart | None:
         )
     if not any(trace["x"] for trace in traces):
         return None
-    ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
     even = {"type": "line", "x0": 0, "y0": 0, "x1": 1, "y1": 1, "layer": "below",
             "line": {"color": "var(--pass)", "dash": "dash", "width": 1.25}}  # fmt: skip
     return chart(
         traces,
         height=420,
-        xaxis=share_axis("Probability of the class that wins", 0, 1.02, ticks),
-        yaxis=share_axis("", -0.02, 1.03, ticks),
+        xaxis=share_axis("Probability of the class that wins", 0, 1.02, _FIFTHS),
+        yaxis=share_axis("", -0.02, 1.03, _FIFTHS),
         shapes=[even],
     )
 
@@ -276,12 +290,12 @@ def risk_chart(sides: Sequence[Mapping[str, Any]], key: str = "risk") -> Chart |
         )
     if not any(trace["x"] for trace in traces):
         return None
-    ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
+    most = 1.06 * max([value for trace in traces for value in trace["y"]]) or 0.01
     return chart(
         traces,
         height=380,
-        xaxis=share_axis("Share of the test rows answered", 0, 1.02, ticks),
-        yaxis={**axis(), "rangemode": "tozero", "tickformat": ".3~%"},
+        xaxis=share_axis("Share of the test rows answered", 0, 1.02, _FIFTHS),
+        yaxis=share_axis("", -0.01 * most, most, ticks(0, most)),
     )
 
 

@@ -144,16 +144,16 @@ def _check_whole(name: str, report: dict[str, Any]) -> None:
 
 def _check_alike(runs: Sequence[Run]) -> None:
     first = runs[0]
-    for what, of in (
-        ("task", lambda run: run.report["task"]),
-        ("metric", lambda run: run.report["quality"]["metric"]),
-    ):
-        for run in runs[1:]:
-            if of(run) != of(first):
+    for run in runs[1:]:
+        for what, one, other in (
+            ("task", first.report["task"], run.report["task"]),
+            ("metric", first.report["quality"]["metric"], run.report["quality"]["metric"]),
+        ):
+            if one != other:
                 advice = " Give both recipes one target.metric." if what == "metric" else ""
                 raise RecipeError(
                     f"'{first.name}' and '{run.name}' cannot be compared: the {what} of the one "
-                    f"is {of(first)}, of the other {of(run)}.{advice}"
+                    f"is {one}, of the other {other}.{advice}"
                 )
 
 

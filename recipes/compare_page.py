@@ -132,7 +132,7 @@ def rows(found: Comparison) -> list[list[str]]:
             figures.quality(entry.run.report["quality"]["student"]),
             figures.share(entry.kept),
             figures.span(entry.interval),
-            figures.share(entry.compute),
+            figures.fine_share(entry.compute),
             *_costs(entry.run.report["cost"]["student"]),
             figures.seconds(_taken(entry.run.report)),
         ]

@@ -91,6 +91,19 @@ def share(value: Any, places: int = 1) -> str:
     return NOT_MEASURED if found is None else f"{100 * found:.{places}f} %"
 
 
+def fine_share(value: Any) -> str:
+    """A ratio as a percentage, with the digits that a small one needs.
+
+    Examples:
+        >>> fine_share(0.181), fine_share(0.0004)
+        ('18.1 %', '0.0400 %')
+    """
+    found = number(value)
+    if found is None or found == 0 or abs(found) >= 0.01:
+        return share(value)
+    return digits(100 * found, " %")
+
+
 def points(value: Any) -> str:
     """A difference of shares: 0.31 percentage points."""
     found = number(value)

@@ -10,7 +10,6 @@ from . import figures
 from .charts import Chart, chart, label, log_axis, plain_text, share_axis
 from .plot import (
     BOTTOM,
-    HEIGHT,
     TOP,
     Kind,
     Point,
@@ -51,6 +50,8 @@ def front_chart(
     traces = [_trace(kind, [point for point in shown if point.kind == kind]) for kind in _MARKS]
     places = label_places(shown, scale)
     notes = [_name(point, scale, place) for point, place in zip(shown, places, strict=True)]
+    if sum(point.kind == "student" for point in shown) > 1:
+        notes = [{**note, "name": "wide"} for note in notes]
     shapes: list[dict[str, Any]] = []
     if retain and compute:
         shapes = _target(scale, retain, compute)
@@ -63,9 +64,9 @@ def front_chart(
     quality = [v for v in ticks(scale.bottom, scale.top) if scale.bottom <= v <= scale.top]
     return chart(
         traces,
-        height=HEIGHT + 40,
+        height=BOTTOM + 58,
         # the plot's inside is as high as the scale that labels are placed by
-        margin={"l": 54, "r": 14, "t": TOP, "b": HEIGHT + 40 - BOTTOM},
+        margin={"l": 54, "r": 14, "t": TOP, "b": 58},
         xaxis=log_axis(
             f"Share of the teacher’s compute (FLOPs {'an' if unit == 'answer' else 'a'} {unit}, "
             "log scale)",
@@ -96,7 +97,12 @@ def _trace(kind: Kind, points: Sequence[Point]) -> dict[str, Any]:
         "y": [point.retention for point in points],
         "text": [plain_text(point.said, wrap=True) for point in points],
         "hovertemplate": "%{text}<extra></extra>",
-        "marker": {"symbol": symbol, "size": size, "color": colour, "line": {"width": 2}},
+        "marker": {
+            "symbol": symbol,
+            "size": size,
+            "color": colour,
+            "line": {"width": 2 if symbol.endswith("open") else 0},
+        },
         "error_y": {
             "type": "data",
             "symmetric": False,
@@ -115,7 +121,7 @@ def _name(point: Point, scale: Scale, place: float) -> dict[str, Any]:
     right = scale.x(point.compute) > 55
     return {
         # the page's script leaves out what a phone has no room for
-        "name": "always" if point.kind in ("teacher", "student") else "wide",
+        "name": "always" if point.kind == "student" else "wide",
         "text": f"{plain_text(point.name)} {figures.share(point.retention)}",
         "x": math.log10(point.compute),
         "y": point.retention,

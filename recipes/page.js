@@ -19,11 +19,19 @@
     );
   }
 
+  /* A name that is longer than the plot is wide goes on two lines. */
+  function wrapped(text, most) {
+    if (text.length <= most) return text;
+    const at = text.indexOf(" ", text.length / 2 - 4);
+    return at < 0 ? text : `${text.slice(0, at)}<br>${text.slice(at + 1)}`;
+  }
+
   function draw(place, width) {
     const figure = named(charts[place.dataset.chart], getComputedStyle(root));
     const layout = { ...figure.layout, width };
     const all = layout.annotations || [];
     layout.annotations = all.filter((note) => note.name !== "wide" || width > 560);
+    layout.xaxis.title.text = wrapped(layout.xaxis.title.text, width / 8);
     return Plotly.react(place, figure.data, layout, config);
   }
 

@@ -18,9 +18,12 @@ from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import figures, plot
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 PLOTLY = "plotly-basic.min.js"
 # plotly.js adds a style element that is empty, and fills it by rules, which needs no further leave.
@@ -35,6 +38,27 @@ def render(template: str, charts: Mapping[str, Any], **values: Any) -> str:
         charts: Figures (`charts.py`) by the name that the template gives their place.
         values: What the template shows. Texts are escaped there.
     """
+    from markupsafe import Markup
+
+    style = read_part("page.css")
+    scripts = [read_part(PLOTLY), read_part("page.js")] if charts else [read_part("page.js")]
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            style=Markup(style),
+            scripts=[Markup(script) for script in scripts],
+            policy=policy(style, scripts),
+            charts=set(charts),
+            charts_json=Markup(embedded(charts)),
+            **values,
+        )
+    )
+
+
+@lru_cache
+def _environment() -> Environment:
+    """Reads templates once."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -49,6 +73,7 @@ def render(template: str, charts: Mapping[str, Any], **values: Any) -> str:
         count=figures.count,
         size=figures.size,
         share=figures.share,
+        fine_share=figures.fine_share,
         span=figures.span,
         points=figures.points,
         whole=figures.whole,
@@ -61,16 +86,7 @@ def render(template: str, charts: Mapping[str, Any], **values: Any) -> str:
         visible=visible,
         bar=lambda value: Markup(plot.share_bar(value)),
     )
-    style = read_part("page.css")
-    scripts = [read_part(PLOTLY), read_part("page.js")] if charts else [read_part("page.js")]
-    return environment.get_template(template).render(
-        style=Markup(style),
-        scripts=[Markup(script) for script in scripts],
-        policy=policy(style, scripts),
-        charts=set(charts),
-        charts_json=Markup(embedded(charts)),
-        **values,
-    )
+    return environment
 
 
 def policy(style: str, scripts: list[str]) -> str:
@@ -82,6 +98,7 @@ def policy(style: str, scripts: list[str]) -> str:
     )
 
 
+@lru_cache
 def _digest(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
@@ -94,8 +111,7 @@ def embedded(value: Any) -> str:
         {"a":"\u003c/script\u003e"}
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    codes = {char: f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
-    return text.translate(str.maketrans(codes))
+    return text.translate({ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"})
 
 
 @lru_cache

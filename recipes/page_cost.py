@@ -189,11 +189,11 @@ def ledger_lines(ledger: Mapping[str, Any], of: str) -> list[str]:
         )
     elif ledger.get("reason"):
         lines.append(f"No break-even: {ledger['reason']}")
-    sides = [figures.number(ledger.get(side)) for side in ("teacher", "student")]
-    if None not in sides:
+    teacher, student = (figures.number(ledger.get(side)) for side in ("teacher", "student"))
+    if teacher is not None and student is not None:
         lines.append(
-            f"The price of a query, on the cheapest runtime that was measured: teacher "
-            f"{figures.usd(sides[0])}, student {figures.usd(sides[1])}."
+            f"The price of a million queries, on the cheapest runtime that was measured: teacher "
+            f"{figures.usd(1e6 * teacher)}, student {figures.usd(1e6 * student)}."
         )
     if figures.number(ledger.get("endpoint_usd")) is not None:
         lines.append(f"Endpoints charged {figures.usd(ledger['endpoint_usd'])} of the total.")

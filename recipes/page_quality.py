@@ -142,10 +142,17 @@ def calibration_rows(report: Mapping[str, Any]) -> list[list[str]]:
             str(side["side"]),
             figures.digits(100 * side["ece"], " %") if side["ece"] is not None
             else figures.NOT_MEASURED,
-            "" if side.get("shift") is None else f"{100 * side['shift']:+.2f} points",
+            _shift(side.get("shift")),
         ]
         for side in report.get("calibration") or ()
     ]  # fmt: skip
+
+
+def _shift(value: Any) -> str:
+    """A change of a probability; nothing for the models that exports are compared with."""
+    if figures.number(value) is None:
+        return ""
+    return f"{100 * value:+.2f} points".replace("-", "\N{MINUS SIGN}")
 
 
 def bin_rows(report: Mapping[str, Any]) -> list[list[str]]:

@@ -57,7 +57,7 @@ class Point:
         """All of it in words, for the tooltip and for screen readers."""
         text = (
             f"{self.name}: {figures.share(self.retention)} of the teacher's quality at "
-            f"{figures.share(self.compute)} of its compute"
+            f"{figures.fine_share(self.compute)} of its compute"
         )
         if self.low is not None and self.high is not None:
             text += f", 95 % interval {figures.span([self.low, self.high])}"
@@ -181,10 +181,10 @@ def _across(scale: Scale) -> str:
 def spaced(scale: Scale) -> list[float]:
     """Round shares on the axis of compute that have room for their labels, on a phone too."""
     found: list[float] = []
-    for value in shares(scale.left, scale.right):
-        if not found or scale.x(value) - scale.x(found[-1]) >= 11:  # percent of the width
+    for value in reversed(shares(scale.left, scale.right)):
+        if not found or scale.x(found[-1]) - scale.x(value) >= 18:  # percent of the width
             found.append(value)
-    return found
+    return found[::-1]
 
 
 def ticks(low: float, high: float) -> list[float]:
