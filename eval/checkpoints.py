@@ -29,7 +29,7 @@ PACKAGED = {
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     ),
 }
-WANTED_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]
+WANTED_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja", "README.md"]
 TOLERANCE = 1e-5
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..eval.errors import PareError, RecipeError, RunError
-from . import cli_export
+from . import cli_compare, cli_export
 from .cli_gate import cache_key, gate
 from .cli_sweep import GridCommand, sweep
 
@@ -36,6 +36,7 @@ app = typer.Typer(
 shipped = typer.Typer(help="The shipped recipes: list, show, copy, schema.", no_args_is_help=True)
 app.add_typer(shipped, name="recipes")
 cli_export.register(app)
+cli_compare.register(app)
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="NAME|FILE", help="A shipped recipe, or a file.")

@@ -91,10 +91,72 @@ def share(value: Any, places: int = 1) -> str:
     return NOT_MEASURED if found is None else f"{100 * found:.{places}f} %"
 
 
+def fine_share(value: Any) -> str:
+    """A ratio as a percentage, with the digits that a small one needs.
+
+    Examples:
+        >>> fine_share(0.181), fine_share(0.0004)
+        ('18.1 %', '0.0400 %')
+    """
+    found = number(value)
+    if found is None or found == 0 or abs(found) >= 0.01:
+        return share(value)
+    return digits(100 * found, " %")
+
+
 def points(value: Any) -> str:
     """A difference of shares: 0.31 percentage points."""
     found = number(value)
     return NOT_MEASURED if found is None else f"{100 * found:.2f} percentage points"
+
+
+def signed(value: Any) -> str:
+    """A difference of a metric's values, with its sign.
+
+    Examples:
+        >>> signed(-0.01234), signed(0.002), signed(0)
+        ('−0.0123', '+0.0020', '0.0000')
+    """
+    found = number(value)
+    if found is None:
+        return NOT_MEASURED
+    text = f"{abs(found):.4f}"
+    sign = "" if float(text) == 0 else "\N{MINUS SIGN}" if found < 0 else "+"
+    return sign + text
+
+
+def signed_span(ends: Any) -> str:
+    """The two ends of an interval of differences: −0.0123 to +0.0020."""
+    pair = ends if isinstance(ends, Sequence) and len(ends) == 2 else (None, None)
+    if None in (number(pair[0]), number(pair[1])):
+        return NOT_MEASURED
+    return f"{signed(pair[0])} to {signed(pair[1])}"
+
+
+def p_value(value: Any) -> str:
+    """A probability of a test.
+
+    Examples:
+        >>> p_value(0.0004), p_value(0.0412), p_value(0.62)
+        ('< 0.001', '0.041', '0.62')
+    """
+    found = number(value)
+    if found is None:
+        return NOT_MEASURED
+    return "< 0.001" if found < 0.001 else f"{found:.3f}" if found < 0.1 else f"{found:.2f}"
+
+
+def usd(value: Any) -> str:
+    """Money, small amounts with three digits: 12.30 USD, 0.0000123 USD."""
+    found = number(value)
+    if found is None:
+        return NOT_MEASURED
+    return f"{found:,.2f} USD" if abs(found) >= 1 else digits(found, " USD")
+
+
+def energy(value: Any) -> str:
+    """Joules: 1.23 kJ."""
+    return _scaled(value, 1000, ("J", "kJ", "MJ", "GJ"))
 
 
 def span(ends: Any) -> str:

@@ -1,13 +1,11 @@
 """Writes a student's model card: ``README.md`` in the model hub's format.
 
-The metadata follows https://huggingface.co/docs/hub/model-cards. Nothing that is not known is
-claimed: a licence, a data set or a base model appear only where the run has their hub names.
+`card_metadata.py` has what the hub files it under, `card_limits.py` limits and licences.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,91 +15,57 @@ import yaml
 from ..eval.tasks import get_task
 from . import figures
 from .answer_report import recorded_lines
-from .statistics_report import shown_slices, slice_metric, slice_name
+from .card_limits import MOST_SLICES, licence_lines, limit_lines
+from .card_limits import quoted as _code
+from .card_metadata import base_model, card_metadata
+from .card_origins import Origins
+from .page_quality import slice_rows
+from .statistics_report import slice_metric, slice_name
 
-PIPELINES = {
-    "class_logits": "text-classification",
-    "embedding": "sentence-similarity",
-    "token_distribution": "text-generation",
-}
-"""What the hub calls a model of each signal."""
-
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+__all__ = ["card_metadata", "model_card", "write_model_card"]
 
 
 def write_model_card(
-    folder: Path, report: Mapping[str, Any], *, license: str | None = None
+    folder: Path, report: Mapping[str, Any], origins: Origins | None = None
 ) -> Path:
     """Writes ``README.md`` into a student's folder, whole or not at all.
 
     Args:
         folder: The student's checkpoint.
         report: The content of ``report.json``.
-        license: The hub's name of the student's licence, where it is known.
+        origins: What the cards of teacher and data say; nothing is known without.
 
     Returns:
         The file's path.
     """
     path = folder / "README.md"
     beside = folder / "README.md.part"
-    beside.write_text(model_card(report, license=license), encoding="utf-8")
+    beside.write_text(model_card(report, origins), encoding="utf-8")
     os.replace(beside, path)
     return path
 
 
-def model_card(report: Mapping[str, Any], *, license: str | None = None) -> str:
+def model_card(report: Mapping[str, Any], origins: Origins | None = None) -> str:
     """The model card as text; see `write_model_card`."""
-    header = yaml.safe_dump(
-        card_metadata(report, license=license), sort_keys=False, allow_unicode=True
-    )
+    header = yaml.safe_dump(card_metadata(report, origins), sort_keys=False, allow_unicode=True)
     parts = [
         f"---\n{header}---",
         f"# {report['name']}",
         _summary(report),
         "## Intended use",
         _use(report),
+        "## Limits",
+        _limits(report),
         "## How well it does",
         _quality(report),
         "## What it costs",
         _cost(report),
         "## How it was made",
         _made(report),
+        "## Licences",
+        "\n".join(licence_lines(origins or Origins())),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def card_metadata(report: Mapping[str, Any], *, license: str | None = None) -> dict[str, Any]:
-    """What the hub files the model under; keys without a known value are left out."""
-    from ..eval.metrics import METRICS
-
-    signal = get_task(report["task"]).signal
-    embeds, recipe = signal == "embedding", report["recipe"]
-    base, source = _base(recipe), (recipe.get("data") or {}).get("source")
-    metrics = [METRICS[name].hub_id for name in report["quality"]["metrics"] if name in METRICS]
-    done = [kind for kind, key in (("distillation", "distill"), ("pruning", "prune"))
-            if recipe.get(key)]  # fmt: skip
-    tags = ["paredown", *done, *(["feature-extraction"] if embeds else [])]
-    found = {
-        "license": license,
-        "library_name": "sentence-transformers" if embeds else "transformers",
-        "pipeline_tag": PIPELINES[signal],
-        "base_model": base if _on_hub(base) else None,
-        # The hub knows adapter, merge, quantized and finetune; changed weights are the last.
-        "base_model_relation": "finetune" if _on_hub(base) else None,
-        "datasets": [source] if source and "/" in source and _on_hub(source) else None,
-        "metrics": [name for name in metrics if name],
-        "tags": tags,
-    }
-    return {key: value for key, value in found.items() if value}
-
-
-def _base(recipe: Mapping[str, Any]) -> str | None:
-    """The checkpoint whose weights the student started from; None for one made in the run."""
-    for section in ("student", "teacher"):
-        name = (recipe.get(section) or {}).get("model")
-        if name:
-            return str(name)
-    return None
 
 
 def _teacher(recipe: Mapping[str, Any]) -> str:
@@ -112,15 +76,6 @@ def _teacher(recipe: Mapping[str, Any]) -> str:
     if not teacher.get("model"):
         return "a recorded teacher"
     return _code(teacher["model"]) + " behind an endpoint" * (teacher.get("kind") == "endpoint")
-
-
-def _on_hub(name: str | None) -> bool:
-    return bool(name and _HUB_NAME.fullmatch(name) and not Path(name).exists())
-
-
-def _code(text: Any) -> str:
-    """A code span that no text can leave."""
-    return "`" + re.sub(r"[`\s]+", " ", str(text)).strip() + "`"
 
 
 def _summary(report: Mapping[str, Any]) -> str:
@@ -145,9 +100,8 @@ def _use(report: Mapping[str, Any]) -> str:
     signal = get_task(report["task"]).signal
     made = "trained" if report["recipe"].get("distill") else "fitted"
     scope = (
-        f"For the task of the recipe {_code(report['name'])} and texts like the ones it was "
-        f"{made} on. What the teacher can do beyond that was given up and not measured; so were "
-        "other languages and domains. Measure again on your own rows before relying on it."
+        f"For this one task: {report['task']}, as in the recipe {_code(report['name'])}, of texts "
+        f"like the ones it was {made} on."
     )
     if signal == "token_distribution":
         return f"{scope}\n\n{_asking(report['recipe'])}"
@@ -170,6 +124,15 @@ def _use(report: Mapping[str, Any]) -> str:
         'model = SentenceTransformer("path/to/this/folder")\n'
         'model.encode(["a query"])\n```'
     )
+
+
+def _limits(report: Mapping[str, Any]) -> str:
+    lines = [
+        "What the teacher can do beyond this task was given up and not measured; so were other "
+        "languages and domains. Measure again on your own rows before relying on it.",
+        *limit_lines(report),
+    ]
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _asking(recipe: Mapping[str, Any]) -> str:
@@ -197,11 +160,11 @@ def _quality(report: Mapping[str, Any]) -> str:
     for name, pair in report["quality"]["metrics"].items():
         values = (figures.quality(pair["teacher"]), figures.quality(pair["student"]))
         lines.append(f"| {figures.metric_name(name)} | {' | '.join(values)} |")
-    for part in shown_slices(report["quality"].get("slices")):
+    for part in slice_rows(report["quality"])[:MOST_SLICES]:  # those that lose most
         values = (figures.quality(part["teacher"]), figures.quality(part["student"]))
         by = slice_metric(report["quality"]["metric"])
         name = f"{by} of {slice_name(part)} ({part['rows']:,} rows)"
-        lines.append(f"| {_code(name)} | {' | '.join(values)} |")
+        lines.append(f"| {_code(name.replace('|', '/'))} | {' | '.join(values)} |")
     agreement = report["quality"]["agreement"]
     verb = "answer" if get_task(report["task"]).signal == "token_distribution" else "decide"
     if agreement is not None:
@@ -238,7 +201,7 @@ def _cost(report: Mapping[str, Any]) -> str:
 def _cut_steps(recipe: Mapping[str, Any], prune: Mapping[str, Any]) -> list[str]:
     teacher = recipe.get("teacher") or {}
     tuned = teacher.get("finetune") if not recipe.get("student") else None
-    base = _base(recipe)
+    base = base_model(recipe)
     origin = f", {_code(base)}" if base else ""
     steps = []
     if teacher.get("finetune"):

@@ -1,13 +1,15 @@
-"""The drawings of ``report.html``, as SVG text without styles, scripts or references.
+"""The drawings of a page that need no script, as SVG text without styles or references.
 
-Positions across are percentages and positions down are pixels, so a drawing fills any width while
-its text keeps its size. Colours come from the page's classes.
+The front is drawn here for readers that run no scripts (a mail program, a preview of artefacts);
+where scripts run, `front_chart.py` takes its place. Positions across are percentages and positions
+down are pixels, so a drawing fills any width while its text keeps its size. Colours come from the
+page's classes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
@@ -17,9 +19,9 @@ from . import figures
 
 Kind = Literal["teacher", "student", "export", "baseline"]
 
-_HEIGHT = 392
-_TOP = 18
-_BOTTOM = 340
+HEIGHT = 392
+TOP = 18
+BOTTOM = 340
 _LABEL_GAP = 17
 
 _SHAPES: dict[Kind, str] = {
@@ -55,7 +57,7 @@ class Point:
         """All of it in words, for the tooltip and for screen readers."""
         text = (
             f"{self.name}: {figures.share(self.retention)} of the teacher's quality at "
-            f"{figures.share(self.compute)} of its compute"
+            f"{figures.fine_share(self.compute)} of its compute"
         )
         if self.low is not None and self.high is not None:
             text += f", 95 % interval {figures.span([self.low, self.high])}"
@@ -63,26 +65,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class TrialPoint:
-    """One shape that a search tried.
-
-    Attributes:
-        cost: What the budget bounds, as measured; above 0.
-        cut: Agreement with the teacher before any training.
-        healed: After its last round of training; None where it was in none.
-        said: All of it in words, for the tooltip and for screen readers.
-        chosen: Whether the search ended with it.
-    """
-
-    cost: float
-    cut: float
-    healed: float | None
-    said: str
-    chosen: bool = False
-
-
-@dataclass(frozen=True)
-class _Scale:
+class Scale:
     """Maps quality to pixels down and cost, on a log scale, to percent across."""
 
     bottom: float
@@ -91,100 +74,120 @@ class _Scale:
     right: float
 
     def y(self, quality: float) -> float:
-        return _BOTTOM - (quality - self.bottom) / (self.top - self.bottom) * (_BOTTOM - _TOP)
+        """Pixels down."""
+        return BOTTOM - (quality - self.bottom) / (self.top - self.bottom) * (BOTTOM - TOP)
 
     def x(self, cost: float) -> float:
+        """Percent across."""
         return 100 * math.log(cost / self.left) / math.log(self.right / self.left)
 
 
-def quality_plot(points: Sequence[Point], retain: float, compute: float) -> str:
+def quality_plot(
+    points: Sequence[Point], retain: float | None = None, compute: float | None = None
+) -> str:
     """Draws retention against compute, with the target's lines and the area that meets it.
 
     Args:
         points: The models; those whose compute is not above 0 are left out.
-        retain: Least share of quality asked for.
-        compute: Largest share of compute allowed.
+        retain: Least share of quality asked for; without a target, None.
+        compute: Largest share of compute allowed; without a target, None.
     """
     shown = [point for point in points if point.compute > 0]
-    scale = _scale(shown, retain, compute)
+    scale = plot_scale(shown, retain, compute)
     parts = [
-        f'<svg class="plot" width="100%" height="{_HEIGHT}" role="group" '
+        f'<svg class="plot" width="100%" height="{HEIGHT}" role="group" '
         'aria-labelledby="plot-title plot-text">',
         '<title id="plot-title">Quality kept against compute spent</title>',
-        f'<desc id="plot-text">{escape("; ".join(point.said for point in shown))}. The target is '
-        f"at least {figures.share(retain)} at no more than {figures.share(compute)} of the "
-        "compute.</desc>",
-        _target_area(scale, retain, compute),
-        _upright(scale, _rounded_share, retain),
-        _across(scale, _shares(scale.left, scale.right), lambda v: figures.share(v, int(v < 0.01))),
+        f'<desc id="plot-text">{escape(front_text(shown, retain, compute))}</desc>',
+        _target_area(scale, retain, compute) if retain and compute else "",
+        _upright(scale, retain),
+        _across(scale),
     ]
-    labels = _label_places(shown, scale)
+    labels = label_places(shown, scale)
     order: list[Kind] = ["baseline", "export", "teacher", "student"]
     for point in sorted(shown, key=lambda point: order.index(point.kind)):
         parts.append(_mark(point, scale, labels[shown.index(point)]))
     return "".join([*parts, "</svg>"])
 
 
-def _scale(points: Sequence[Point], retain: float, compute: float) -> _Scale:
-    ends = [retain, 1.0]
+def front_text(
+    points: Sequence[Point], retain: float | None = None, compute: float | None = None
+) -> str:
+    """The plot in words."""
+    text = "; ".join(point.said for point in points) + "."
+    if retain and compute:
+        text += f" The target is at least {figures.share(retain)} at no more than "
+        text += f"{figures.share(compute)} of the compute."
+    return text
+
+
+def plot_scale(points: Sequence[Point], retain: float | None, compute: float | None) -> Scale:
+    """A scale that holds all points and the target."""
+    ends = [retain or 1.0, 1.0]
     for point in points:
         ends += [end for end in (point.retention, point.low, point.high) if end is not None]
     room = 0.08 * (max(ends) - min(ends)) or 0.05
-    least = min([compute, 1.0, *(point.compute for point in points)])
+    least = min([compute or 1.0, 1.0, *(point.compute for point in points)])
     most = max([1.0, *(point.compute for point in points)])
-    return _Scale(max(0.0, min(ends) - room), max(ends) + room, least / 1.7, most * 1.12)
+    return Scale(max(0.0, min(ends) - room), max(ends) + room, least / 1.7, most * 1.12)
 
 
-def _target_area(scale: _Scale, retain: float, compute: float) -> str:
+def _target_area(scale: Scale, retain: float, compute: float) -> str:
     x, y = scale.x(compute), scale.y(retain)
     title = f"meets the target: {figures.share(retain)} kept at {figures.share(compute)} or less"
     return (
-        f'<rect class="area" x="0" y="{_TOP - 8}" width="{x:.2f}%" height="{y - _TOP + 8:.1f}">'
+        f'<rect class="area" x="0" y="{TOP - 8}" width="{x:.2f}%" height="{y - TOP + 8:.1f}">'
         f"<title>{title}</title></rect>"
         f'<line class="goal" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<line class="goal" x1="{x:.2f}%" x2="{x:.2f}%" y1="{_TOP - 8}" y2="{_BOTTOM}"/>'
+        f'<line class="goal" x1="{x:.2f}%" x2="{x:.2f}%" y1="{TOP - 8}" y2="{BOTTOM}"/>'
         f'<text class="goal-text" x="100%" y="{y + 15:.1f}" text-anchor="end">'
         f"keep {figures.share(retain, 0)}</text>"
-        f'<text class="goal-text" x="{x:.2f}%" y="{_BOTTOM + 38}" text-anchor="middle">'
+        f'<text class="goal-text" x="{x:.2f}%" y="{BOTTOM + 38}" text-anchor="middle">'
         f"spend {figures.share(compute, 0)}</text>"
     )
 
 
-def _upright(scale: _Scale, label: Callable[[float], str], without: float | None = None) -> str:
+def _upright(scale: Scale, without: float | None) -> str:
     """Lines across at round values, labelled but for the one that is labelled already."""
     parts = []
-    for value in _ticks(scale.bottom, scale.top):
+    for value in ticks(scale.bottom, scale.top):
         y = scale.y(value)
-        if y > _BOTTOM - 6:
+        if y > BOTTOM - 6:
             continue
         parts.append(f'<line class="grid" x1="0" x2="100%" y1="{y:.1f}" y2="{y:.1f}"/>')
         if without is None or abs(y - scale.y(without)) > 1:
-            parts.append(f'<text class="tick" x="0" y="{y - 4:.1f}">{label(value)}</text>')
+            parts.append(f'<text class="tick" x="0" y="{y - 4:.1f}">{rounded_share(value)}</text>')
     return "".join(parts)
 
 
-def _rounded_share(value: float) -> str:
+def rounded_share(value: float) -> str:
+    """A share with a digit behind the point only where it has one."""
     return figures.share(value, 0 if abs(100 * value - round(100 * value)) < 1e-6 else 1)
 
 
-def _across(scale: _Scale, values: Sequence[float], label: Callable[[float], str]) -> str:
-    """The axis of cost, with those values that have room."""
-    parts = [f'<line class="axis" x1="0" x2="100%" y1="{_BOTTOM}" y2="{_BOTTOM}"/>']
-    last = -100.0
-    for value in values:
+def _across(scale: Scale) -> str:
+    """The axis of compute."""
+    parts = [f'<line class="axis" x1="0" x2="100%" y1="{BOTTOM}" y2="{BOTTOM}"/>']
+    for value in spaced(scale):
         x = scale.x(value)
-        if x - last < 11:  # percent of the width: nearer than this, labels touch on a phone
-            continue
-        last = x
         parts.append(
-            f'<line class="axis" x1="{x:.2f}%" x2="{x:.2f}%" y1="{_BOTTOM}" y2="{_BOTTOM + 5}"/>'
-            f'<text class="tick" x="{x:.2f}%" y="{_BOTTOM + 20}" text-anchor="middle">'
-            f"{label(value)}</text>"
+            f'<line class="axis" x1="{x:.2f}%" x2="{x:.2f}%" y1="{BOTTOM}" y2="{BOTTOM + 5}"/>'
+            f'<text class="tick" x="{x:.2f}%" y="{BOTTOM + 20}" text-anchor="middle">'
+            f"{figures.share(value, int(value < 0.01))}</text>"
         )
     return "".join(parts)
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def spaced(scale: Scale) -> list[float]:
+    """Round shares on the axis of compute that have room for their labels, on a phone too."""
+    found: list[float] = []
+    for value in reversed(shares(scale.left, scale.right)):
+        if not found or scale.x(found[-1]) - scale.x(value) >= 18:  # percent of the width
+            found.append(value)
+    return found[::-1]
+
+
+def ticks(low: float, high: float) -> list[float]:
     """About five round values between two."""
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
@@ -192,14 +195,14 @@ def _ticks(low: float, high: float) -> list[float]:
     return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _shares(low: float, high: float) -> list[float]:
+def shares(low: float, high: float) -> list[float]:
     """1, 2 and 5 times each power of ten between two, the largest (1) included."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     values = [factor * 10.0**power for power in exponents for factor in (1, 2, 5)]
     return [value for value in values if low * 1.02 <= value <= high]
 
 
-def _label_places(points: Sequence[Point], scale: _Scale) -> list[float]:
+def label_places(points: Sequence[Point], scale: Scale) -> list[float]:
     """Heights of the labels in pixels, pushed apart within each half of the plot."""
     places = [scale.y(point.retention) for point in points]
     for right in (False, True):
@@ -207,16 +210,16 @@ def _label_places(points: Sequence[Point], scale: _Scale) -> list[float]:
         group.sort(key=lambda i: places[i])
         for above, below in pairwise(group):
             places[below] = max(places[below], places[above] + _LABEL_GAP)
-        overflow = places[group[-1]] - (_BOTTOM - 10) if group else 0.0
+        overflow = places[group[-1]] - (BOTTOM - 10) if group else 0.0
         if overflow > 0:
-            limit = _BOTTOM - 10.0
+            limit = BOTTOM - 10.0
             for i in reversed(group):
                 places[i] = min(places[i], limit)
                 limit = places[i] - _LABEL_GAP
     return places
 
 
-def _mark(point: Point, scale: _Scale, label: float) -> str:
+def _mark(point: Point, scale: Scale, label: float) -> str:
     x, y = scale.x(point.compute), scale.y(point.retention)
     side = -1 if x > 55 else 1
     down = label - y
@@ -238,65 +241,6 @@ def _mark(point: Point, scale: _Scale, label: float) -> str:
         f'<text x="{20 * side}" y="{down + 4:.1f}" text-anchor="{anchor}">'
         f'<tspan class="name">{escape(point.name)}</tspan> '
         f'<tspan class="value">{figures.share(point.retention)}</tspan></text></g></svg>'
-    )
-
-
-def trials_plot(
-    trials: Sequence[TrialPoint], bound: tuple[float, str] | None, label: Callable[[float], str]
-) -> str:
-    """Draws a search: agreement against cost, of each trial as cut and as healed.
-
-    Args:
-        trials: At least one.
-        bound: The most a trial may cost, and its caption; None where cost is not bounded.
-        label: Writes a cost on the axis.
-    """
-    heights = [h for t in trials for h in (t.cut, t.healed) if h is not None]
-    costs = [trial.cost for trial in trials] + ([bound[0]] if bound else [])
-    room = 0.08 * (max(heights) - min(heights)) or 0.05
-    scale = _Scale(
-        max(0.0, min(heights) - room), max(heights) + room, min(costs) / 1.06, max(costs) * 1.06
-    )
-    values = _shares(scale.left, scale.right)
-    if len(values) < 3:  # trials of one budget cost nearly the same
-        values = [value for value in _ticks(scale.left, scale.right) if value > 0]
-    said = "; ".join(trial.said for trial in trials) + (f". {bound[1]}" if bound else "")
-    parts = [
-        f'<svg class="plot" width="100%" height="{_HEIGHT}" role="group" '
-        'aria-labelledby="trials-title trials-text">',
-        '<title id="trials-title">Trials: agreement with the teacher against cost</title>',
-        f'<desc id="trials-text">{escape(said)}.</desc>',
-        _upright(scale, lambda value: f"{value:.6g}"),
-        _across(scale, values, label),
-        _bound(scale, *bound) if bound else "",
-        *(_trial(trial, scale) for trial in sorted(trials, key=lambda trial: trial.chosen)),
-    ]
-    return "".join([*parts, "</svg>"])
-
-
-def _bound(scale: _Scale, value: float, caption: str) -> str:
-    x = scale.x(value)
-    return (
-        f'<line class="goal" x1="{x:.2f}%" x2="{x:.2f}%" y1="{_TOP - 8}" y2="{_BOTTOM}"/>'
-        f'<text class="goal-text" x="{x:.2f}%" y="{_BOTTOM + 38}" '
-        f'text-anchor="{"end" if x > 80 else "middle"}">{escape(caption)}</text>'
-    )
-
-
-def _trial(trial: TrialPoint, scale: _Scale) -> str:
-    x, y = scale.x(trial.cost), scale.y(trial.cut)
-    healed = ""
-    if trial.healed is not None:
-        down = scale.y(trial.healed) - y
-        healed = (
-            f'<path d="M0 0V{down:.1f}"/>'
-            f'<circle class="healed" cy="{down:.1f}" r="{7 if trial.chosen else 5}"/>'
-        )
-    return (
-        f'<svg x="{x:.2f}%" y="{y:.1f}" overflow="visible">'
-        f'<g class="mark trial{" chosen" if trial.chosen else ""}" role="img" tabindex="0" '
-        f'aria-label="{escape(trial.said)}"><title>{escape(trial.said)}</title>'
-        f'{healed}<circle class="cut" r="4.5"/></g></svg>'
     )
 
 

@@ -44,6 +44,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+MOST_DIFFERING = 200
+"""Rows that both models decide differently, in a report."""
+
+
 def build_report(
     *,
     recipe: Mapping[str, Any],
@@ -82,7 +86,7 @@ def build_report(
         environment: Machine and versions.
         vocabulary: What cutting it changed, if it was cut.
         mask: Which weights are zero, if some were set so.
-        differing: Rows that both models decide differently; the first twenty are kept.
+        differing: Rows that both models decide differently; the first 200 are kept.
         notes: Sentences a reader should know.
         search: How the student's shape was found, where the recipe has a budget.
         recorded: What a language model teacher was recorded to say (generation).
@@ -121,7 +125,7 @@ def build_report(
         mask=mask,
         data=data,
         environment=dict(environment),
-        differing=list(differing)[:20],
+        differing=list(differing)[:MOST_DIFFERING],
         notes=list(notes),
         search=search,
         recorded=recorded,

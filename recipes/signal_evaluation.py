@@ -23,7 +23,7 @@ from .stage_teacher import model_options
 from .store import Context
 from .task_rows import collection_values
 
-SHOWN = 20
+SHOWN = 200
 TEXT_CHARACTERS = 600
 
 

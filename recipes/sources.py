@@ -13,6 +13,13 @@ from pathlib import Path
 SILENT = ("store", "progress", "world", "sources", "schema", "consistency")
 # Modules that are named in text and imported when they are needed.
 BY_NAME = {("export", "formats"): (("export", "runner"),)}
+# Files that a module reads beside it.
+READ = {
+    ("recipes", "html"): ("report.html",),
+    ("recipes", "page"): (
+        "page.html", "page_parts.html", "page.css", "page.js", "plotly-basic.min.js"
+    ),
+}  # fmt: skip
 PACKAGES = ("eval", "distill", "prune", "export", "recipes")
 
 
@@ -66,8 +73,8 @@ def source_hash(package: str, module: str) -> str:
         path = _file(*at)
         if path is not None:
             digest.update(f"{at[0]}.{at[1]}\0".encode() + path.read_bytes() + b"\0")
-            if (page := path.with_name("report.html")).exists() and at == ("recipes", "html"):
-                digest.update(page.read_bytes())
+            for name in READ.get(at, ()):
+                digest.update(path.with_name(name).read_bytes())
     return digest.hexdigest()
 
 

@@ -11,6 +11,7 @@ from ..eval.data import Data
 from ..eval.hardware import environment
 from ..eval.metrics import METRICS
 from . import answer_report, attribution
+from .card_origins import find_origins
 from .contenders import Contender
 from .generation_rules import generates
 from .html import write_html
@@ -101,7 +102,7 @@ def report_stage(
         write_html(report, report["differing"], context.out / "report.html")
         card = context.out / "card"
         card.mkdir(exist_ok=True)
-        write_model_card(card, report)
+        write_model_card(card, report, find_origins(settings["recipe"]))
 
     inputs = dict(folders)
     return Stage("report", "stage_report", settings, inputs, work)

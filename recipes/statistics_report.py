@@ -97,7 +97,7 @@ def _loss(part: Mapping[str, Any]) -> float:
 
 def slice_name(part: Mapping[str, Any]) -> str:
     """A slice as tables name it: its value, and the column where the recipe or task gives one."""
-    by = part.get("by", "slice")
+    by = part.get("by") or "slice"
     return str(part["name"]) if by == "slice" else f"{by}: {part['name']}"
 
 

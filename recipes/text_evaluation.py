@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 ANSWERS = "answers.arrow"
-SHOWN = 20
+SHOWN = 200
 TEXT_CHARACTERS = 600
 CACHE_BYTES = 4  # of a number in float32, in which costs are told
 

@@ -131,7 +131,7 @@ def test_the_wheel_holds_every_module_recipe_and_template(tmp_path: Path) -> Non
     for folder in FOLDERS:
         inside = "paredown" if folder == "paredown" else f"paredown/{folder}"
         for path in (ROOT / folder).iterdir():
-            if path.suffix in (".py", ".yaml", ".html", ".typed"):
+            if path.suffix in (".py", ".yaml", ".html", ".css", ".js", ".txt", ".typed"):
                 assert f"{inside}/{path.name}" in names
     assert {n.split("/")[0].split("-")[0] for n in names} == {"paredown"}
     assert any(n.endswith("licenses/LICENSE") for n in names)

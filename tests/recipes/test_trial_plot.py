@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,63 +9,43 @@ import pytest
 
 from paredown.recipes.html import page
 from paredown.recipes.report import search_rows
+from paredown.recipes.trial_plot import trials_chart, trials_text
+
+from .report_searches import search, trial
+from .test_html import charts_of
 
 Make = Callable[..., dict[str, Any]]
 
 
-def trial(name: str, cost: float, agreement: list[float], kind: str, chosen: bool) -> Any:
-    costs = {"flops": cost, "parameters": cost, "bytes": cost, kind: cost}
-    return {
-        "name": name,
-        "sizes": {"layers": 2},
-        "predicted": costs,
-        "measured": costs,
-        "agreement": agreement,
-        "metric": agreement,
-        "retention": agreement,
-        "interval": None,
-        "chosen": chosen,
-        "out": None if chosen else "agreement",
-    }
-
-
-def search(kind: str = "flops", value: float = 0.1, scale: float = 1.0) -> dict[str, Any]:
-    return {
-        "budget": {kind: value},
-        "healed": [0.0, 0.08, 0.2],
-        "chosen": "2 layers, FFN 96",
-        "rows": 2000,
-        "trials": [
-            trial("2 layers, FFN 96", 0.098 * scale, [0.41, 0.7, 0.75], kind, True),
-            trial("3 layers, FFN 64", 0.095 * scale, [0.5, 0.65], kind, False),
-            trial("4 layers, FFN 8", 0.09 * scale, [0.2], kind, False),
-        ],
-    }
-
-
-def drawn(report: dict[str, Any]) -> str:
-    text = page(report, [])
-    start = text.index('aria-labelledby="trials-title')
-    assert start < text.index('aria-label="Search"')  # above the table
-    return text[start : text.index("<figcaption>", start)]
+def trace(chart: dict[str, Any], name: str) -> dict[str, Any]:
+    (found,) = [one for one in chart["data"] if one["name"] == name]
+    return dict(found)
 
 
 def test_every_trial_is_drawn_as_cut_and_as_healed(make_report: Make) -> None:
-    plot = drawn(make_report(search=search()))
-    assert plot.count('<circle class="cut"') == 3
-    assert plot.count('<circle class="healed"') == plot.count('<path d="M0 0V-') == 2
-    assert plot.count('class="mark trial chosen"') == 1
+    text = page(make_report(search=search()), [])
+    assert text.index('data-chart="trials"') < text.index('aria-label="Search"')
+    chart = charts_of(text)["trials"]
+    assert trace(chart, "as cut")["y"] == [0.5, 0.2]
+    assert trace(chart, "after its last round")["y"] == [0.65]
+    assert trace(chart, "chosen, as cut")["y"] == [0.41]
+    chosen = trace(chart, "chosen")
+    assert (chosen["x"], chosen["y"]) == ([0.098], [0.75])
+    assert chart["data"][-1]["name"] == "chosen"  # drawn over the others
     said = (
         "2 layers, FFN 96: agreement 0.4100 as cut, 0.7500 after 20 % of the training, at 9.8 % of "
-        "the teacher&#x27;s FLOPs, chosen"
+        "the teacher's FLOPs, chosen"
     )
-    assert f'aria-label="{said}"><title>{said}</title>' in plot
-    assert "4 layers, FFN 8: agreement 0.2000 as cut, at 9.0 % of" in plot
-    assert "budget 10.0 %</text>" in plot and ">9.5 %</text>" in plot
-    places = [float(x) for x in re.findall(r'<svg x="([\d.]+)%"', plot)]
-    assert places[-1] == max(places)  # the chosen one, at 9.8 %, is drawn over the others
-    line = re.search(r'class="goal" x1="([\d.]+)%"', plot)
-    assert line is not None and places[-1] < float(line[1]) < 100
+    assert said in trials_text(search())
+    assert chosen["text"][0].replace("<br>", " ") == said
+    healed = [one for one in chart["layout"]["shapes"] if one.get("layer") == "below"]
+    assert [(line["y0"], line["y1"]) for line in healed] == [(0.41, 0.75), (0.5, 0.65)]
+    goal = chart["layout"]["shapes"][-1]
+    assert goal["x0"] == goal["x1"] == 0.1
+    assert chart["layout"]["annotations"][0]["text"] == "budget 10.0 %"
+    low, high = (10**end for end in chart["layout"]["xaxis"]["range"])
+    assert low < 0.09 < 0.1 < high
+    assert "9.5 %" in chart["layout"]["xaxis"]["ticktext"]
 
 
 @pytest.mark.parametrize(
@@ -83,8 +62,10 @@ def test_cost_is_drawn_in_what_the_budget_bounds(
 ) -> None:
     report = make_report(search=search(kind, value, 20.0 if value == 2.0 else 1.0))
     text = page(report, [])
-    assert f"{axis} (log scale)" in text and said in text
-    assert ('class="goal"' in drawn(report)) == (kind != "retain")  # quality is no cost
+    assert said in text
+    layout = charts_of(text)["trials"]["layout"]
+    assert layout["xaxis"]["title"]["text"] == f"{axis} (log scale)"
+    assert bool(layout["annotations"]) == (kind != "retain")  # quality is no cost
     columns, rows = search_rows(report["search"])
     assert len(rows) == 3 and len(columns) == len(rows[0])
     assert ("1.96 ms" in rows[0]) == (kind == "latency_ms")
@@ -95,6 +76,8 @@ def test_a_cost_that_was_not_measured_is_not_drawn(make_report: Make) -> None:
     for one in report["search"]["trials"]:
         one["measured"] = {}
     text = page(report, [])
-    assert "trials-title" not in text and 'aria-label="Search"' in text
+    assert "trials" not in charts_of(text) and 'aria-label="Search"' in text
     report["search"]["trials"] = [trial("<b>one</b>", 0.02, [0.5], "flops", True)]
-    assert "&lt;b&gt;one&lt;/b&gt;: agreement" in drawn(report)  # one point has an axis too
+    chart = trials_chart(report["search"])
+    assert chart is not None  # one point has an axis too
+    assert chart["data"][0]["text"][0].startswith("&lt;b&gt;one&lt;/b&gt;: agreement")
