@@ -20,7 +20,10 @@ from .stage_capture import given_values
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Side = Literal["teacher", "student", "pruned", "labels", "export"]
+Side = Literal[
+    "teacher", "student", "pruned", "labels", "export",
+    "teacher_int8", "tfidf", "bm25", "token_embeddings",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
