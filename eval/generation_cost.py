@@ -140,6 +140,7 @@ def measure_generation(
     warmup: int = 3,
     batch: int = 32,
     offline_rows: int = 128,
+    server_ms: float | None = None,
     timeout: float = 600.0,
 ) -> list[dict[str, Any]]:
     """Measures models that answer side by side: one prompt at a time, then in batches.
@@ -153,6 +154,8 @@ def measure_generation(
         warmup: Untimed prompts before an engine's first turn.
         batch: Prompts of a batch.
         offline_rows: Prompts of a turn in batches, at most.
+        server_ms: What the 99th percentile of whole answers may take where prompts arrive at
+            random; None does not look for the rate.
         timeout: Seconds a worker may take for one turn.
 
     Returns:
@@ -169,5 +172,6 @@ def measure_generation(
         warmup=warmup,
         batch=batch,
         offline_rows=offline_rows,
+        server_ms=server_ms,
         timeout=timeout,
     )

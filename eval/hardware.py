@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .energy import Counter, gpu_counters, rapl_counters
 from .errors import RecipeError, nearest
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -151,6 +152,33 @@ def library_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def cores_used() -> int:
+    """Processor cores that this process computes on: the threads that torch uses."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def run_counters(processes: int = 1) -> list[Counter]:
+    """The energy counters of what a run computes on.
+
+    None where there are GPUs whose energy cannot be read, since that would be most of it missing.
+    Processors that cannot be read beside GPUs that can are left out, as on most rented machines.
+
+    Args:
+        processes: Of the launch. One on several machines has counters that cannot be read here.
+    """
+    import torch
+
+    if int(os.environ.get("LOCAL_WORLD_SIZE", processes)) < processes:
+        return []
+    processors = rapl_counters()
+    if not torch.cuda.is_available():
+        return [*processors]
+    boards = gpu_counters()
+    return [*processors, *boards] if boards else []
 
 
 def environment() -> dict[str, Any]:

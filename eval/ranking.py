@@ -69,6 +69,25 @@ def top_rows(
     return found
 
 
+def best_rows(scores: npt.NDArray[np.floating], k: int = 10) -> Rows:
+    """The ``k`` largest scores of each row, largest first; equal ones are ordered by column.
+
+    Args:
+        scores: The score of every text for every query, shape (n, N).
+        k: How many to find; fewer come back when there are fewer texts.
+
+    Returns:
+        Column numbers, shape (n, min(k, N)).
+
+    Raises:
+        RunError: If a score is not finite, or there is no text.
+    """
+    if scores.ndim != 2 or not scores.shape[1] or k < 1:
+        raise RunError(f"Expected scores (queries, texts) and k of at least 1, got {scores.shape}.")
+    keys = _best(_keys(np.asarray(scores, dtype=np.float32), 0), min(k, scores.shape[1]))
+    return (_ROW_MASK - (np.sort(keys, axis=1)[:, ::-1] & _ROW_MASK)).astype(np.int64)
+
+
 def _keys(scores: npt.NDArray[np.float32], first: int) -> npt.NDArray[np.uint64]:
     """Packs score and row into one integer whose order is score, then lowest row number."""
     if not np.isfinite(scores).all():

@@ -8,27 +8,25 @@ alternate: A B A B …
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import selectors
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import RecipeError, RunError
-from .hardware import SHAPE_CACHES
+from .engine_process import Engine, Worker
+from .errors import RecipeError
+from .machine_load import Others, machine_state
+from .server_load import measure_server
 from .timing_worker import Timed, decide, load_generation, load_index, load_torch, serve
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = [
     "Engine",
     "Timed",
+    "Worker",
     "decide",
     "load_generation",
     "load_index",
@@ -37,146 +35,9 @@ __all__ = [
 ]
 
 SCENARIOS = ("single_stream", "offline")
+SERVER = "server"
+"""Measured where a bound is given, behind the others."""
 SETTLE_SECONDS = 0.02  # pools of threads spin for some milliseconds after their last work
-
-
-@dataclass(frozen=True)
-class Engine:
-    """Something that turns texts into decisions.
-
-    Attributes:
-        name: Its side in the measurements, such as ``teacher`` or ``student``.
-        path: What is loaded.
-        loader: ``module:function``; called as ``function(path, threads=…, **options)`` in the
-            worker, it gives an object with `Timed`'s methods. Its attributes ``runtime`` and
-            ``precision`` go into the measurements.
-        options: Further arguments of the loader, as JSON can carry them.
-    """
-
-    name: str
-    path: str
-    loader: str = "paredown.eval.timing:load_torch"
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-class Worker:
-    """The parent's end of one worker process.
-
-    Args:
-        threads: Threads of its engine.
-        timeout: Seconds it may take for one answer.
-        ahead: Import PyTorch at once, before it is known what to load.
-    """
-
-    def __init__(self, threads: int = 1, timeout: float = 600.0, *, ahead: bool = False) -> None:
-        self.engine: Engine | None = None
-        self.threads = threads
-        self.timeout = timeout
-        self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in __exit__)
-        self.started = time.perf_counter()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "paredown.eval.timing"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            env=worker_environment(threads),
-        )
-        self.ahead = ahead
-        if ahead:
-            self.tell("prepare")
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()  # the worker ends with its input
-        try:
-            self.process.wait(timeout=0.1 if kind else 5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.process.stdout.close()
-        self.errors.close()
-
-    def load(self, engine: Engine) -> None:
-        """Has the worker load an engine."""
-        self.engine = engine
-        if self.ahead:
-            self.answer("prepare")
-        asked = {"loader": engine.loader, "path": engine.path, "options": engine.options}
-        self.tell("load", threads=self.threads, **asked)
-
-    def loaded(self, texts: Sequence[str], pairs: Sequence[str] | None) -> dict[str, Any]:
-        """Waits until it has, and hands the rows over.
-
-        Returns:
-            What the engine says of itself, ``side``, and ``cold_start_s`` (None if started
-            ahead).
-        """
-        assert self.engine is not None
-        said = self.answer("load")
-        self.ask("rows", texts=list(texts), pairs=None if pairs is None else list(pairs))
-        cold = None if self.ahead else time.perf_counter() - self.started
-        return {"side": self.engine.name, "cold_start_s": cold} | said
-
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Sends a command and waits for its answer, as `answer` does."""
-        self.tell(do, **arguments)
-        return self.answer(do)
-
-    def tell(self, do: str, **arguments: Any) -> None:
-        """Sends a command."""
-        assert self.process.stdin is not None
-        with contextlib.suppress(OSError):  # if it has died, reading says so
-            self.process.stdin.write(json.dumps({"do": do} | arguments).encode() + b"\n")
-            self.process.stdin.flush()
-
-    def answer(self, do: str) -> dict[str, Any]:
-        """Waits for the answer to a command.
-
-        Raises:
-            RunError: If the worker fails, dies or does not answer in time.
-        """
-        assert self.process.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.process.stdout, selectors.EVENT_READ)
-            if not selector.select(self.timeout):
-                raise self._failure(f"gave no answer to '{do}' within {self.timeout:.0f} s")
-        line = self.process.stdout.readline()
-        if not line:
-            code = self.process.wait()
-            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            raise self._failure(f"{how} during '{do}'")
-        found: dict[str, Any] = json.loads(line)
-        if "error" in found:
-            raise self._failure(f"failed in '{do}': {found['error']}")
-        return found
-
-    def _failure(self, what: str) -> RunError:
-        self.errors.seek(0)
-        lines = self.errors.read().decode(errors="replace").strip().splitlines()[-15:]
-        said = "\nIts last lines:\n  " + "\n  ".join(lines) if lines else ""
-        who = f" '{self.engine.name}' ({self.engine.path})" if self.engine else ""
-        return RunError(f"Timing{who}: the worker {what}.{said}")
-
-
-def worker_environment(threads: int) -> dict[str, str]:
-    """This process's variables, with the number of threads fixed for all that a worker may load.
-
-    The bounds that a training sets to its kernels' caches are no part of a deployment.
-    """
-    inherited = {n: v for n, v in os.environ.items() if SHAPE_CACHES.get(n) != v}
-    names = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "RAYON", "VECLIB_MAXIMUM")
-    fixed = {f"{name}_NUM_THREADS": str(threads) for name in names}
-    parallel = "true" if threads > 1 else "false"
-    return inherited | fixed | {"TOKENIZERS_PARALLELISM": parallel, "HF_HUB_OFFLINE": "1"}
 
 
 def measure(
@@ -191,17 +52,20 @@ def measure(
     batch: int = 32,
     offline_rows: int = 512,
     scenarios: Sequence[str] = SCENARIOS,
+    server_ms: float | None = None,
+    server_seconds: float = 2.0,
     timeout: float = 600.0,
     together: bool = False,
     spare: Worker | None = None,
 ) -> list[dict[str, Any]]:
-    """Measures engines side by side.
+    """Measures engines side by side, in MLPerf Inference's scenarios.
 
     ``single_stream`` is one row at a time, from text to decision with tokenisation, and after it
     the model alone; ``offline`` is batches of rows sorted by length (in characters), tokenisation
-    included. Peak memory is what the worker process has held at most, everything it loads
-    included; cold start is from starting the process to its first answer, with the files mostly in
-    the system's cache.
+    included; ``server`` is rows that arrive at random, as `server_load` says. Peak memory is what
+    the worker process has held at most, everything it loads included; cold start is from starting
+    the process to its first answer, with the files mostly in the system's cache. Energy is what
+    the processors' counters counted while rows were timed (`energy`).
 
     Args:
         engines: What to measure; their names are told apart by the caller.
@@ -214,6 +78,9 @@ def measure(
         batch: Rows of an offline batch.
         offline_rows: Rows of an offline turn, at most.
         scenarios: Some of `SCENARIOS`.
+        server_ms: What the 99th percentile may take in the scenario ``server``, in milliseconds;
+            None measures no such rate. Needs ``single_stream``, whose times it starts from.
+        server_seconds: How long a run of that scenario should last about.
         timeout: Seconds a worker may take for one turn.
         together: Start all engines at once: sooner done, but cold starts then disturb each other.
         spare: A worker that was started ahead, for the first engine; its owner ends it.
@@ -222,10 +89,13 @@ def measure(
         One dict for each scenario and engine: ``side``, ``runtime``, ``precision``, ``threads``,
         ``batch``, ``scenario``, ``p50``, ``p90``, ``p95``, ``p99`` (ms; of a batch where offline),
         ``model_p50`` (ms; None where offline), ``examples_per_s`` (the median round's), ``runs``,
-        ``rounds``, ``peak_memory_bytes``, ``cold_start_s``, ``load_average`` (1 minute) and
-        ``busy_before`` (share of the processors in use just before, 0 to 1). Engines that write
-        texts have ``tokens_per_s`` (the median round's) too, and where single ``ttft`` (time to
-        first token: ``p50``, ``p90`` and ``p99`` in ms).
+        ``rounds``, ``peak_memory_bytes``, ``cold_start_s``, ``energy_joules`` (of a row; None
+        where nothing counts it), ``energy_source``, ``load_average`` (1 minute), ``busy_before``
+        (share of the processors in use just before, 0 to 1) and ``busy_during`` (share of them that
+        other processes used meanwhile; None of less than a second). Engines that write texts have
+        ``tokens_per_s`` (the median round's) too, and where single ``ttft`` (time to first token:
+        ``p50``, ``p90`` and ``p99`` in ms). ``server`` has what `server_load.measure_server` gives,
+        and no energy.
 
     Raises:
         RecipeError: If there is nothing to run, or a scenario is not known.
@@ -235,6 +105,8 @@ def measure(
         raise RecipeError("There are no rows to time; give at least one text.")
     if unknown := [name for name in scenarios if name not in SCENARIOS]:
         raise RecipeError(f"Unknown scenario '{unknown[0]}'; known: {', '.join(SCENARIOS)}.")
+    if server_ms is not None and "single_stream" not in scenarios:
+        raise RecipeError("The server scenario starts from single_stream's times; measure it too.")
     state = machine_state()
     with contextlib.ExitStack() as stack:
         workers: list[Worker] = []
@@ -249,13 +121,30 @@ def measure(
                 about.append(worker.loaded(texts, pairs))
             workers += started
         found = []
+        services: list[NDArray[np.float64]] = []
+        ours = [worker.process.pid for worker in workers]
         for scenario in scenarios:
             each = min(len(texts), offline_rows) if scenario == "offline" else -(-runs // rounds)
+            others = Others(ours)
             turns = _take_turns(workers, scenario, len(texts), each, rounds, warmup, batch)
+            busy = state | {"busy_during": others.share()}
             for facts, taken in zip(about, turns, strict=True):
                 size = batch if scenario == "offline" else 1
                 shape = {"threads": threads, "batch": size, "scenario": scenario}
-                found.append(facts | shape | _summary(taken, each) | state)
+                found.append(facts | shape | _summary(taken, each) | busy)
+                if scenario == "single_stream":
+                    services.append(np.concatenate([turn["total"] for turn in taken]))
+        if server_ms is not None:
+            others = Others(ours)
+            rates = measure_server(
+                workers, services, len(texts), server_ms,
+                seconds=server_seconds, settle=SETTLE_SECONDS,
+            )  # fmt: skip
+            busy = state | {"busy_during": others.share()}
+            shape = {"threads": threads, "batch": 1, "scenario": SERVER}
+            nothing = {"energy_joules": None, "energy_source": None}
+            for facts, rate in zip(about, rates, strict=True):
+                found.append(facts | shape | rate | nothing | busy)
     return found
 
 
@@ -305,15 +194,17 @@ def _summary(turns: Sequence[dict[str, Any]], each: int) -> dict[str, Any]:
             "rounds": len(turns),
             "peak_memory_bytes": max(turn["peak_memory"] for turn in turns),
         }
+        | _energy(turns, each)
     )
 
 
-def machine_state() -> dict[str, float]:
-    """How busy the machine is: 1-minute load average, and the processors' use over 0.3 s."""
-    import psutil
-
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    return {"load_average": load, "busy_before": psutil.cpu_percent(interval=0.3) / 100}
+def _energy(turns: Sequence[dict[str, Any]], each: int) -> dict[str, Any]:
+    """Joules of a row over all turns; None if one was not counted."""
+    spent = [turn.get("joules") for turn in turns]
+    if any(joules is None for joules in spent):
+        return {"energy_joules": None, "energy_source": None}
+    joules = sum(spent) / (each * len(turns))
+    return {"energy_joules": joules, "energy_source": turns[0]["energy_source"]}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from .energy import Meter, rapl_counters
 from .errors import PareError
+from .server_load import answer_arrivals
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -228,13 +230,15 @@ def peak_memory() -> int:
 
 
 class Worker:
-    """Answers the commands of one `measure`, in this order: load, rows, single or offline.
+    """Answers the commands of one `measure`: load, rows, then single, offline and server.
 
-    One that is started ahead is told first to prepare.
+    One that is started ahead is told first to prepare. Engines run on processors, and it is their
+    energy that is counted.
     """
 
     def __init__(self) -> None:
         self.engine: Any = None
+        self.counters = rapl_counters()
         self.texts: list[str] = []
         self.pairs: list[str] | None = None
 
@@ -276,18 +280,29 @@ class Worker:
             self.engine.run(*self._pick(some))
         return self._timed(batches) | {"peak_memory": peak_memory()}
 
+    def server(
+        self, rows: list[int], due: list[float], bound: float, warmup: int
+    ) -> dict[str, Any]:
+        """Answers rows as they arrive, one by one (seconds from arrival to decision)."""
+        for row in rows[:warmup]:
+            self.engine.run(*self._pick([row]))
+        found = answer_arrivals(lambda row: self.engine.run(*self._pick([row])), rows, due, bound)
+        return {"total": found, "peak_memory": peak_memory()}
+
     def _timed(self, batches: Sequence[Sequence[int]]) -> dict[str, Any]:
-        """Seconds of each batch, and the tokens it wrote where the engine counts them."""
+        """Seconds of each batch, all joules, and the tokens it wrote if the engine counts them."""
         total, tokens = [], []
         count = getattr(self.engine, "tokens", None)
-        for some in batches:
-            given = self._pick(some)
-            start = time.perf_counter()
-            answers = self.engine.run(*given)
-            total.append(time.perf_counter() - start)
-            if count is not None:
-                tokens.append(count(answers))
-        return {"total": total, "tokens": tokens} if count else {"total": total}
+        given = [self._pick(some) for some in batches]
+        with Meter(self.counters, sample=False) as meter:
+            for some in given:
+                start = time.perf_counter()
+                answers = self.engine.run(*some)
+                total.append(time.perf_counter() - start)
+                if count is not None:
+                    tokens.append(count(answers))
+        spent = {"joules": meter.joules, "energy_source": meter.source}
+        return {"total": total} | spent | ({"tokens": tokens} if count else {})
 
     def _pick(self, rows: Iterable[int]) -> tuple[list[str], list[str] | None]:
         rows = list(rows)

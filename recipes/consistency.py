@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..eval.sources import PYTHON_DOCS, QUERY_FILTERS
 from ..eval.tasks import get_task
+from .baselines import baseline_problems
 from .generation_rules import generates, generation_problems
 from .problem import Problem
 
@@ -35,6 +36,7 @@ def contradictions(recipe: Recipe) -> list[Problem]:
         *_task(recipe, embeds),
         *_evaluated(recipe),
         *_repeated(recipe),
+        *baseline_problems(recipe),
         *generation_problems(recipe),
     ]
 
@@ -108,6 +110,10 @@ def _budget(recipe: Recipe) -> Iterator[Problem]:
         recipe.evaluate.latency_rows or (budget and budget.usd_per_million)
     ):
         yield Problem(("evaluate", "usd_per_hour"), "prices what is timed, and latency_rows is 0.")
+    if recipe.evaluate.server_ms is not None and not recipe.evaluate.latency_rows:
+        yield Problem(
+            ("evaluate", "server_ms"), "starts from the times of single rows: latency_rows is 0."
+        )
     if budget is None:
         return
     given = [kind for kind in BOUNDS if getattr(budget, kind) is not None]
@@ -202,11 +208,6 @@ def _student(recipe: Recipe) -> Iterator[Problem]:
             yield Problem((), "the student would be the teacher: add prune, student or distill.")
         if recipe.seeds > 1:
             yield Problem(("seeds",), "only training varies with the seed, and distill is missing.")
-        if recipe.evaluate.baselines:
-            yield Problem(
-                ("evaluate", "baselines"),
-                "a baseline is trained as distill says, and it is missing.",
-            )
 
 
 def _hidden_losses(recipe: Recipe) -> Iterator[Problem]:

@@ -22,7 +22,10 @@ from .stage_capture import given_values
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Side = Literal["base", "teacher", "cut", "healed", "pruned", "student", "labels", "export"]
+Side = Literal[
+    "base", "teacher", "cut", "healed", "pruned", "student", "labels", "export",
+    "teacher_int8", "tfidf", "bm25", "token_embeddings",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ _ANSWERS: tuple[_Row, ...] = (
     ("writing speed", "tokens_per_s", lambda value: figures.digits(value, " tokens/s"), None),
     ("throughput", "examples_per_s", lambda value: figures.digits(value, " answers/s"), None),
     ("peak memory", "peak_memory_bytes", figures.size, None),
+    ("price of a million answers", PRICE, _usd, None),
 )
 """Label, key of `report_schema.Side`, how it is written, and key of `report_schema.Ratio`."""
 

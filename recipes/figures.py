@@ -74,6 +74,11 @@ def size(value: Any) -> str:
     return _scaled(value, 1000, ("B", "kB", "MB", "GB", "TB"))
 
 
+def energy(value: Any) -> str:
+    """Energy in joules: 12.3 kJ."""
+    return _scaled(value, 1000, ("J", "kJ", "MJ", "GJ"))
+
+
 def whole(value: Any) -> str:
     """A whole number in full: 2,012."""
     found = number(value)

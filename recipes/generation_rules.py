@@ -35,10 +35,6 @@ def generation_problems(recipe: Recipe) -> Iterator[Problem]:
         )
     if recipe.prune is not None and recipe.prune.rounds > 1:
         yield Problem(("prune", "rounds"), "are not healed for generation yet; leave it at 1.")
-    if recipe.evaluate.usd_per_hour is not None:
-        yield Problem(
-            ("evaluate", "usd_per_hour"), "prices batches of rows, and answers are timed by token."
-        )
 
 
 def _only_generation(recipe: Recipe) -> Iterator[Problem]:

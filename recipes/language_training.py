@@ -16,6 +16,7 @@ from ..eval.generating import generate
 from ..eval.metrics import score_texts
 from ..eval.models import TextModel
 from ..eval.tasks import GENERATION
+from .flops_spent import language_flops, training_flops
 from .language_data import dialogues_of
 from .schema import Distill, Finetune, Generation
 from .stage_teacher import CHECKPOINT
@@ -120,6 +121,8 @@ def train_and_save(
         extra=settings.arguments,
         where=where,
     )
+    plain = adapters is None and on_policy is None
+    one_pass = language_flops(model, rows.examples) if plain else None
     torch.manual_seed(seed)  # the projections' weights
     trainer = LanguageTrainer(
         LanguageDistiller(model, terms, teacher, shared, layers, teacher_hidden),
@@ -144,5 +147,8 @@ def train_and_save(
             best_validation=trained.best_metric,
             resumed_from=trained.resumed_from,
             truncated=rows.examples.truncated,
+            flops=training_flops(
+                one_pass, len(rows), trained.steps, settings.batch_size, settings.arguments
+            ),
         )
     return trained

@@ -14,9 +14,11 @@ from typing import Any
 from ..eval.errors import RunError
 from ..eval.timing import Worker
 from .attribution import BASE, base_stage, round_of
+from .baselines import BASELINES
 from .contenders import Contender
 from .generation_rules import generates
 from .layer_maps import hidden_layers
+from .ledger import spent_record
 from .progress import Display
 from .resolving import resolve
 from .run_folder import claim, fill
@@ -24,6 +26,7 @@ from .schedule import student_stages
 from .schema import Recipe
 from .search import search
 from .smoke import smoke_recipe, write_stand_ins
+from .stage_baseline import baseline_stage
 from .stage_capture import capture_stage
 from .stage_capture_answers import capture_answers_stage
 from .stage_capture_tokens import capture_tokens_stage
@@ -42,7 +45,7 @@ from .store import Folder, Stage, Store
 from .world import World, join_world
 
 RUNS = Path("runs")
-TIMED_EXPORT = "onnx"
+TIMED_EXPORT, INT8 = "onnx", "onnx-int8"
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,7 @@ class Run:
             )
             made["distill-labels"] = ensure(stage)
             contenders.append(self._model("labels", made["distill-labels"]))
+        contenders += self._off_the_shelf(data, teacher)
         with self._worker_ahead(pruned) as spare:
             made["evaluate"] = self._evaluated(made, contenders, spare)
         self._check_flips(made["evaluate"])
@@ -227,9 +231,24 @@ class Run:
             command=self.command,
             smoke=self.smoke,
             search=self.search,
+            trials=self._trials(),
         )
         made["report"] = ensure(report)
         return made["report"]
+
+    def _off_the_shelf(self, data: Folder, teacher: Folder) -> Iterator[Contender]:
+        """Makes the baselines that keep a model of their own kind."""
+        for name in self.recipe.evaluate.baselines:
+            if BASELINES[name].kept:
+                folder = self.store.ensure(baseline_stage(self.recipe, name, data, teacher))
+                self.made[folder.name] = folder
+                yield Contender(name, folder.path)
+
+    def _trials(self) -> list[dict[str, Any]]:
+        """The records of the stages that a search made beside the run's own, for the ledger."""
+        own = {folder.path for folder in self.made.values()}
+        others = {f.path: f.record for f in self.store.given if f.path not in own}
+        return [spent_record(others[path]) for path in sorted(others)]
 
     def _worker_ahead(self, before: Folder) -> contextlib.AbstractContextManager[Worker | None]:
         """While a smoke run exports, its timing worker imports PyTorch beside it."""
@@ -247,7 +266,7 @@ class Run:
         for contender, folder in self._exported(made["data"], made["teacher"]):
             inputs[contender.name] = made[folder.name] = folder
             timed += [contender] if contender.fmt != "sentence-transformers" else []
-            contenders += [contender] if contender.side == "export" else []
+            contenders += [contender] if contender.side != "teacher" else []
         return self.store.ensure(
             evaluate_stage(self.recipe, inputs, contenders, timed, smoke=self.smoke, spare=spare)
         )
@@ -304,14 +323,22 @@ class Run:
         for fmt, folder in self.exports.items():
             path = folder.path / EXPORTED
             yield Contender("export", path, fmt, symmetric=self.recipe.symmetric), folder
-        checkpoint = teacher_checkpoint(teacher.path)
+        checkpoint, limit = teacher_checkpoint(teacher.path), self.recipe.teacher.max_length
+        exported = None
         if TIMED_EXPORT in self.recipe.export and checkpoint is not None and not self.smoke:
-            limit = self.recipe.teacher.max_length
             stage = export_stage(
                 name, TIMED_EXPORT, data, teacher, checkpoint, of="teacher", max_length=limit
             )
             folder = self.store.ensure(stage)
+            exported = folder
             yield Contender("teacher", folder.path / EXPORTED, TIMED_EXPORT), folder
+        if "teacher_int8" in self.recipe.evaluate.baselines:
+            assert checkpoint is not None  # the recipe was checked
+            stage = export_stage(
+                name, INT8, data, teacher, checkpoint, of="teacher", max_length=limit, base=exported
+            )
+            folder = self.store.ensure(stage)
+            yield Contender("teacher_int8", folder.path / EXPORTED, INT8), folder
 
     def _check_flips(self, evaluated: Folder) -> None:
         """A full-precision export that decides otherwise than its student is not the student."""

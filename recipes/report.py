@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from . import figures
 from .answer_report import recorded_lines
 from .cost_rows import cost_rows
+from .ledger import ledger_lines
 from .report_schema import (
     SCHEMA,
     Cost,
@@ -284,6 +285,8 @@ def print_summary(report: Mapping[str, Any], console: Console) -> None:
         console.print(_search_table(report["search"]))
     for name, line in statistics_lines(report):
         console.print(Text(f"{name}: {line}"))
+    for line in ledger_lines(report.get("ledger")):
+        console.print(Text(line))
     for line in recorded_lines(report.get("recorded")):
         console.print(Text(f"Recorded: {line}"))
     for note in report["notes"]:

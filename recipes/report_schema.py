@@ -145,7 +145,8 @@ class Measurement(TypedDict, total=False):
     (rows arrive at random, ``rate_per_s`` being the highest rate at which p99 stays within
     ``bound_ms``), as MLPerf Inference names them. Of answers in text there is ``tokens_per_s`` too,
     and, of single ones, ``ttft``: the time to the first token. ``energy_joules`` are a row's, from
-    the counters that ``energy_source`` names; null where the machine has none.
+    the counters that ``energy_source`` names; null where the machine has none. ``busy_before`` is
+    the share of the processors in use just before, ``busy_during`` what others used meanwhile.
     """
 
     side: str
@@ -154,6 +155,8 @@ class Measurement(TypedDict, total=False):
     threads: int
     batch: int
     scenario: str
+    runs: int
+    rounds: int
     p50: float | None
     p90: float | None
     p95: float | None
@@ -163,12 +166,16 @@ class Measurement(TypedDict, total=False):
     tokens_per_s: float | None
     ttft: dict[str, float]
     usd_per_million: float | None
+    bytes: int | None
     peak_memory_bytes: int | None
     cold_start_s: float | None
     rate_per_s: float | None
     bound_ms: float | None
     energy_joules: float | None
     energy_source: str | None
+    load_average: float
+    busy_before: float
+    busy_during: float | None
 
 
 class Export(TypedDict, total=False):
@@ -269,14 +276,17 @@ class Spent(TypedDict):
 class Ledger(TypedDict):
     """What the run itself cost, and when the student has paid for it.
 
-    ``usd`` of a stage is its time at `Evaluate.usd_per_hour` a core, endpoint charges added.
-    ``teacher`` and ``student`` are the price of one query on the cheapest measured runtime of each;
-    ``break_even`` the queries after which the difference has paid the total; null, with the
-    ``reason`` in words, where no price is given or the student saves nothing.
+    ``usd`` of a stage is its time on all cores it computed on, at `Evaluate.usd_per_hour` a core,
+    endpoint charges added. The total is null where a part is, but for ``flops``: they are of
+    recording and training alone. ``teacher`` and ``student`` are the price of one query on the
+    cheapest measured runtime of each, or what an endpoint charged for one; ``break_even`` the
+    queries after which the difference has paid the total; null, with the ``reason`` in words, where
+    no price is given or the student saves nothing. ``energy_source`` names the counters.
     """
 
     stages: list[Spent]
     total: Spent
+    energy_source: str | None
     endpoint_usd: float | None
     teacher: float | None
     student: float | None

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..eval.errors import RecipeError, nearest
 from ..eval.tasks import Task, get_task
+from .baselines import missing_packages
 from .consistency import SEARCHED
 from .generation_rules import capture_defaults, generates
 from .problem import Problem
@@ -33,6 +34,7 @@ def unknown_names(recipe: Recipe) -> list[Problem]:
         *_criterion(recipe),
         *_pattern(recipe),
         *_arguments(recipe),
+        *missing_packages(recipe),
     ]
 
 

@@ -416,9 +416,12 @@ class Evaluate(Section):
     metrics: list[str] = Field(
         default_factory=list, description="More metrics: ours, or the hub's evaluate modules."
     )
-    baselines: list[Literal["labels"]] = Field(
+    baselines: list[Literal["labels", "teacher_int8", "tfidf", "bm25", "token_embeddings"]] = Field(
         default_factory=list,
-        description="labels: the same student trained on the labels without the teacher.",
+        description="Other models on the same rows. labels: the same student trained on the labels "
+        "without the teacher; teacher_int8: the teacher as it is, in int8; tfidf: TF-IDF and "
+        "logistic regression (classification); bm25, token_embeddings: no model at all, and the "
+        "teacher's token embeddings averaged (retrieval).",
     )
     resamples: Annotated[int, Field(ge=100)] = Field(
         10_000, description="Bootstrap resamples of an interval."
@@ -430,7 +433,12 @@ class Evaluate(Section):
         0.005, description="Highest share of decisions an fp32 export may change."
     )
     usd_per_hour: Positive | None = Field(
-        None, description="Price of an hour of one core, which timings run on."
+        None, description="Price of an hour of one core, which timings and stages run on."
+    )
+    server_ms: Positive | None = Field(
+        None,
+        description="Milliseconds that 99 % of rows which arrive at random may take; the highest "
+        "such rate is found. Not measured if null.",
     )
     slices: list[str] = Field(
         default_factory=list,

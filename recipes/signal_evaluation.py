@@ -17,11 +17,13 @@ from ..eval.tasks import get_task
 from ..eval.timing import Engine, Worker, measure
 from ..export.formats import FORMATS
 from ..prune.vocabulary import tokenization_change
+from .baseline_scores import baseline_costs, baseline_scores, is_baseline
 from .contenders import Contender, TestRows
 from .schema import Recipe
 from .stage_teacher import model_options
 from .store import Context
 from .task_rows import collection_values
+from .timing_notes import with_bytes
 
 SHOWN = 200
 TEXT_CHARACTERS = 600
@@ -47,6 +49,9 @@ def score(rows: TestRows, contenders: Sequence[Contender], context: Context) -> 
             done += count
             context.bar.update(number * total + done, len(contenders) * total, name)
 
+        if is_baseline(contender):
+            scores[contender.name] = baseline_scores(rows, contender, report)
+            continue
         values, embedded = rows.signal(contender, report)
         # An export is asked against the index that its student made.
         mine = own.get("student") if contender.side == "export" and contender.symmetric else None
@@ -74,6 +79,9 @@ def costs(rows: TestRows, contenders: Sequence[Contender]) -> dict[str, Any]:
     for contender in contenders:
         if contender.recorded:
             continue
+        if is_baseline(contender):
+            found[contender.name] = baseline_costs(rows, contender)
+            continue
         entry: dict[str, Any] = {"bytes": artefact_bytes(contender.path)}
         if contender.fmt is None or FORMATS[contender.fmt].loader is None:
             model = rows.load(contender)
@@ -84,9 +92,6 @@ def costs(rows: TestRows, contenders: Sequence[Contender]) -> dict[str, Any]:
                 "flops_per_example": float(row_flops(model, lengths).mean()),
                 "tokens_per_example": float(lengths.mean()),
             }
-            if model.dense is not None:
-                entry["parameters"] += artefact_parameters(contender.path / "2_Dense")
-                entry["bytes"] += artefact_bytes(contender.path / "2_Dense")
         found[contender.name] = entry
     return found
 
@@ -148,11 +153,11 @@ def timings(
 ) -> list[dict[str, Any]]:
     """Times some contenders side by side."""
     engines = []
+    timed = [contender for contender in timed if not contender.recorded]
+    folders = [contender.path for contender in timed]
     for contender in timed:
-        if contender.recorded:
-            continue
         loader = FORMATS[contender.fmt].loader if contender.fmt else None
-        side = "teacher" if contender.side == "teacher" else "student"
+        side = "teacher" if contender.side in ("teacher", "teacher_int8") else "student"
         if loader is None:
             options: dict[str, Any] = {"task": recipe.task, "role": rows.role}
             if contender.side == "teacher":
@@ -163,11 +168,15 @@ def timings(
     count = min(recipe.evaluate.latency_rows, len(rows.texts))
     if smoke:
         few: dict[str, Any] = {"runs": 20, "rounds": 2, "warmup": 2, "offline_rows": 32}
-        few |= {"together": True, "spare": spare}
-        return measure(engines, rows.texts[:32], rows.pairs and rows.pairs[:32], **few)
+        few |= {"together": True, "spare": spare, "server_seconds": 0.1}
+        few["server_ms"] = recipe.evaluate.server_ms
+        some = measure(engines, rows.texts[:32], rows.pairs and rows.pairs[:32], **few)
+        return with_bytes(some, folders)
     # Drawn from all rows, so that short and long ones are timed in their true shares.
     rows_timed = np.random.default_rng(0).permutation(len(rows.texts))[: max(count, 512)]
     every, second = rows.texts, rows.pairs
     texts = [every[i] for i in rows_timed]
     pairs = None if second is None else [second[i] for i in rows_timed]
-    return measure(engines, texts, pairs, runs=count, offline_rows=256)
+    bound = recipe.evaluate.server_ms
+    found = measure(engines, texts, pairs, runs=count, offline_rows=256, server_ms=bound)
+    return with_bytes(found, folders)

@@ -18,6 +18,7 @@ from ..eval.problems import Problems
 from ..eval.splits import text_key
 from ..eval.tables import open_table
 from ..eval.tasks import get_task
+from .flops_spent import recording_flops
 from .schema import Recipe
 from .stage_teacher import model_options, teacher_checkpoint, teacher_record
 from .store import Context, Folder, Stage
@@ -74,7 +75,9 @@ def capture_stage(
         )
         if outputs is not None:
             kept = ("items", "tokens", "bytes_per_item")
-            context.facts.update({k: outputs.manifest[k] for k in kept})
+            facts = {k: outputs.manifest[k] for k in kept}
+            flops = recording_flops(model, facts["items"], facts["tokens"])
+            context.facts.update(facts, flops=flops)
 
     settings = {**recipe.capture.model_dump(), "task": task.name, "hidden_layers": list(layers)}
     inputs = {"data": data, "teacher": teacher}

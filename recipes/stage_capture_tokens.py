@@ -10,6 +10,7 @@ from ..eval.checkpoints import sha256
 from ..eval.data import Data
 from ..eval.models import load_model
 from ..eval.tasks import get_task
+from .flops_spent import language_flops
 from .generation_rules import encoding_spec
 from .language_data import dialogues_of, examples_of, recorded_streams
 from .schema import Generation, Recipe
@@ -87,6 +88,9 @@ def capture_tokens_stage(
         if outputs is not None:
             kept = ("items", "bytes_per_token", "divergence", "truncated")
             context.facts.update({k: outputs.manifest.get(k) for k in kept})
+            once = None if writes else language_flops(model, examples)
+            share = outputs.manifest["items"] / max(1, len(examples))  # equal rows are asked once
+            context.facts["flops"] = None if once is None else once * share
             if writes:
                 end = int(model.tokenizer.eos_token_id)
                 context.facts["unfinished"] = int((outputs.last_ids() != end).sum())

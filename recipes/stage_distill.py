@@ -20,6 +20,7 @@ from ..eval.errors import RecipeError, RunError
 from ..eval.models import TextModel, load_model
 from ..eval.tasks import Task, get_task
 from ..prune.masks import Zeros
+from .flops_spent import pass_over, training_flops
 from .layer_maps import hidden_layers
 from .schema import Distill, Recipe
 from .stage_teacher import CHECKPOINT, model_options, teacher_checkpoint
@@ -157,6 +158,13 @@ def _train(
             steps=trained.steps,
             best_validation=trained.best_metric,
             resumed_from=trained.resumed_from,
+            flops=training_flops(
+                pass_over(student, rows),
+                len(rows),
+                trained.steps,
+                settings.batch_size,
+                settings.arguments,
+            ),
         )
 
 

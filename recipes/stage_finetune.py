@@ -16,6 +16,7 @@ from ..eval.errors import RecipeError
 from ..eval.metrics import score_classes
 from ..eval.models import TextModel, load_model
 from ..eval.tasks import get_task
+from .flops_spent import pass_over, training_flops
 from .schema import Finetune, Recipe
 from .stage_teacher import CHECKPOINT, identity, model_options, write_record
 from .store import Context, Folder, Stage
@@ -97,3 +98,10 @@ def _finetune(context: Context, found: Path, recipe: Recipe, settings: Finetune)
         save_model(model.cpu(), context.out / CHECKPOINT)
         shutil.rmtree(scratch)
         context.facts["training"] = {"steps": trained.steps, "history": trained.history}
+        context.facts["flops"] = training_flops(
+            pass_over(model, rows),
+            len(rows),
+            trained.steps,
+            settings.batch_size,
+            settings.arguments,
+        )

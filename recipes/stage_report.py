@@ -11,10 +11,12 @@ from ..eval.data import Data
 from ..eval.hardware import environment
 from ..eval.metrics import METRICS
 from . import answer_report, attribution
+from .baselines import TITLES
 from .card_origins import find_origins
 from .contenders import Contender
 from .generation_rules import generates
 from .html import write_html
+from .ledger import ledger_of
 from .model_card import write_model_card
 from .report import build_report, write_report
 from .runtimes import runtime_notes
@@ -24,12 +26,9 @@ from .stage_export import export_facts
 from .stage_prune import prune_report
 from .statistics_report import seeds_sentence, slice_sentences
 from .store import Context, Folder, Stage
+from .timing_notes import timing_notes
 
 CARD = "README.md"
-BASELINES = {
-    "pruned": "as cut, before distillation",
-    "labels": "same shape, trained on labels only",
-}
 SIDE_KEYS = ("parameters", "bytes", "flops_per_example")
 
 
@@ -42,6 +41,7 @@ def report_stage(
     command: str,
     smoke: bool,
     search: dict[str, Any] | None = None,
+    trials: Sequence[dict[str, Any]] = (),
 ) -> Stage:
     """Puts what the stages found together.
 
@@ -53,12 +53,14 @@ def report_stage(
         command: What to type to get this report.
         smoke: Whether it is not to be judged.
         search: How the student's shape was found, where the recipe has a budget.
+        trials: What the stages took that it made beside the run's own (`ledger.spent_record`).
     """
     settings: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
         "command": command,
         "smoke": smoke,
         "search": search,
+        "trials": list(trials),
     }
 
     def work(context: Context) -> None:
@@ -97,6 +99,7 @@ def report_stage(
                 "attribution": attribution.priced(found["attribution"], costs, exported),
                 **{key: found[key] for key in ("significance", "calibration", "risk_coverage")},
             },
+            ledger=ledger_of(recipe, folders, trials, found.get("measurements", []), smoke=smoke),
         )
         write_report(report, context.out / "report.json")
         write_html(report, report["differing"], context.out / "report.html")
@@ -118,13 +121,15 @@ def _quality(found: Mapping[str, Any], contenders: Sequence[Contender]) -> Any:
     base = found["models"].get("teacher", {}).get("flops_per_example")
     baselines = []
     for contender in contenders:
-        if contender.side not in BASELINES:
+        if contender.side not in TITLES:
             continue
         entry = found["contenders"][contender.name]
         spent = found["models"][contender.name].get("flops_per_example")
+        if contender.side == "teacher_int8":
+            spent = base  # the same multiplications, of smaller numbers
         baselines.append(
             {
-                "name": BASELINES[contender.side],
+                "name": TITLES[contender.side],
                 "value": entry["value"],
                 "retention": entry.get("retention"),
                 "retention_ci95": entry.get("retention_ci95"),
@@ -258,11 +263,7 @@ def _notes(found: Mapping[str, Any], recipe: Recipe) -> list[str]:
     notes = []
     if not found["teacher"] > 0:
         notes.append("The teacher's metric is 0 on these rows, so no share of it can be kept.")
-    busy = [entry["busy_before"] for entry in found.get("measurements", [])]
-    if busy and max(busy) > 0.2:
-        notes.append(
-            f"The machine was not idle when latency was measured ({max(busy):.0%} in use before)."
-        )
+    notes += timing_notes(found.get("measurements", []))
     if recipe.prune is not None and recipe.prune.rounds > 1:
         notes.append(
             f"The sizes were reached in {recipe.prune.rounds} rounds of cut and training, each but "

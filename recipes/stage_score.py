@@ -99,9 +99,6 @@ def score_stage(recipe: Recipe, data: Folder, captured: Folder, model: Folder) -
             "parameters": artefact_parameters(checkpoint),
             "bytes": artefact_bytes(checkpoint),
         }
-        if student.dense is not None:
-            found["parameters"] += artefact_parameters(checkpoint / "2_Dense")
-            found["bytes"] += artefact_bytes(checkpoint / "2_Dense")
         (context.out / REPORT).write_text(json.dumps(found), encoding="utf-8")
 
     inputs = {"data": data, "capture": captured, "model": model}

@@ -25,8 +25,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..eval.energy import Meter
 from ..eval.errors import PareError, RunError
-from ..eval.hardware import library_versions
+from ..eval.hardware import cores_used, library_versions, run_counters
 from .progress import Bar, Display, log_to
 from .sources import extension_hashes, source_hash
 from .world import World
@@ -133,7 +134,19 @@ class Store:
         imports: Sequence[str] = (),
         *,
         patient: bool = False,
+        metered: bool = True,
     ) -> None:
+        """Takes what all stages share.
+
+        Args:
+            root: Stages lie in ``.stages`` below it.
+            display: Where progress is shown.
+            world: The processes of the launch.
+            imports: Extensions that are in use.
+            metered: Whether the machine's energy counters are this store's to read: what several
+                stages use at the same time cannot be told apart.
+        """
+        self.metered = metered
         self.folder = root / ".stages"
         self.display = display
         self.world = world
@@ -224,7 +237,8 @@ class Store:
         """Does the work, writes the record and gives the folder its final name."""
         started = time.monotonic()
         reset_peak_memory()
-        context = self._run(stage, work)
+        with Meter(run_counters(self.world.size) if self.metered else []) as meter:
+            context = self._run(stage, work)
         record = {
             "name": stage.name,
             "fingerprint": mark,
@@ -233,6 +247,9 @@ class Store:
             "versions": library_versions(),
             "world_size": self.world.size if stage.shared else 1,
             "seconds": round(time.monotonic() - started, 3),
+            "cores": cores_used(),
+            "energy_joules": meter.joules,
+            "energy_source": meter.source,
             "peak_memory_bytes": peak_memory(),
             **context.facts,
         }

@@ -29,6 +29,7 @@ from .language_training import metric_names
 from .schema import Generation, Recipe
 from .stage_teacher import model_options
 from .store import Context
+from .timing_notes import with_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -223,6 +224,8 @@ def timings(
 ) -> list[dict[str, Any]]:
     """Times some contenders side by side, from text to text."""
     settings = rows.settings
+    timed = [contender for contender in timed if not contender.recorded]
+    folders = [contender.path for contender in timed]
     engines = [
         generation_engine(
             "teacher" if contender.side == "teacher" else "student",
@@ -233,13 +236,16 @@ def timings(
             model=rows.options if contender.side == "teacher" else {},
         )
         for contender in timed
-        if not contender.recorded
     ]
     prompts = list(rows.data.split("test")["prompt"][:])
     if smoke:
         few: dict[str, Any] = {"runs": 5, "rounds": 2, "warmup": 1, "offline_rows": 8, "batch": 8}
-        return measure(engines, prompts[:8], **few, together=True, spare=spare)
+        few |= {"server_ms": recipe.evaluate.server_ms, "server_seconds": 0.1}
+        some = measure(engines, prompts[:8], **few, together=True, spare=spare)
+        return with_bytes(some, folders)
     count = min(recipe.evaluate.latency_rows, len(prompts))
     # Drawn from all rows, so that short and long ones are timed in their true shares.
     drawn = np.random.default_rng(0).permutation(len(prompts))[: max(count, 128)]
-    return measure_generation(engines, [prompts[i] for i in drawn], runs=count)
+    bound = recipe.evaluate.server_ms
+    texts = [prompts[i] for i in drawn]
+    return with_bytes(measure_generation(engines, texts, runs=count, server_ms=bound), folders)

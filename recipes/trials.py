@@ -165,7 +165,7 @@ def make_trial(task: tuple[Origin, Path, Sequence[str], Shape, float]) -> Made:
     """Makes one trial, in a worker: its stages are then in the store."""
     origin, root, imports, shape, share = task
     import_extensions(imports)
-    store = Store(root, Display(quiet=True), World(), imports)
+    store = Store(root, Display(quiet=True), World(), imports, metered=False)
     Trials(origin, store.ensure).score(shape, share)
     return [(made.name, made.record["seconds"]) for made in store.given if not made.cached]
 

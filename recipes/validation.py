@@ -124,7 +124,10 @@ def _wish(detail: Any) -> str:
 def _word(detail: Any, got: object) -> str:
     if detail["type"] != "literal_error" or not isinstance(got, str):
         return ""
-    return nearest(got, [part for part in detail["ctx"]["expected"].split("'") if part.isalnum()])
+    return nearest(
+        got,
+        [part for part in detail["ctx"]["expected"].split("'") if part.replace("_", "").isalnum()],
+    )
 
 
 def _shown(value: object) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from paredown.eval import hardware
+from paredown.eval.engine_process import worker_environment
 from paredown.eval.errors import RecipeError
-from paredown.eval.timing import worker_environment
 
 
 @pytest.mark.parametrize("requested", ["fp32", "bf16"])

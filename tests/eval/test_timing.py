@@ -96,6 +96,29 @@ def test_each_engine_and_scenario_gives_one_measurement() -> None:
     assert slow["peak_memory_bytes"] > 1_000_000
     assert found[2]["p50"] >= 40  # a batch of two
     assert slow["load_average"] >= 0 and 0 <= slow["busy_before"] <= 1
+    assert slow["busy_during"] is None or 0 <= slow["busy_during"] <= 1
+    for entry in found:  # what the counters said, or that there are none
+        assert (entry["energy_joules"] is None) == (entry["energy_source"] is None)
+
+
+def test_the_highest_rate_within_a_bound_is_found() -> None:
+    pair = [engine("fast", seconds=0.001), engine("slow", seconds=0.02)]
+    found = measure(
+        pair, ["a", "b"], scenarios=["single_stream"], server_ms=12.0, server_seconds=0.1, **FEW
+    )
+    assert [(m["side"], m["scenario"]) for m in found[2:]] == [
+        ("fast", "server"),
+        ("slow", "server"),
+    ]
+    fast, slow = found[2:]
+    assert 10 < fast["rate_per_s"] < 1000 and fast["p99"] <= fast["bound_ms"] == 12.0
+    assert fast["batch"] == 1 and fast["runtime"] == "sleep" and fast["runs"] >= 100
+    assert slow["rate_per_s"] == 0 and slow["p50"] is None
+
+
+def test_the_server_scenario_starts_from_single_rows() -> None:
+    with pytest.raises(RecipeError, match="measure it too"):
+        measure([engine("a")], ["x"], scenarios=["offline"], server_ms=5.0, **FEW)
 
 
 @pytest.mark.parametrize("together", [False, True])

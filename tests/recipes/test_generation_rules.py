@@ -96,7 +96,6 @@ def test_each_kind_of_recipe_is_one(values: Values) -> None:
         # what generation has not
         (CHECKPOINT, {"budget.flops": 0.5}, "budget", "give prune's sizes"),
         (CHECKPOINT, {"prune.rounds": 2}, "prune.rounds", "leave it at 1"),
-        (CHECKPOINT, {"evaluate.usd_per_hour": 0.1}, "evaluate.usd_per_hour", "by token"),
         (CHECKPOINT, {"distill.losses": {"kl": 1.0}}, "distill.losses.kl", "forward_kl"),
         # teachers
         (MADE, {"teacher.model": "a/teacher"}, "teacher", "both model and new"),

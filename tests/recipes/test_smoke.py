@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from paredown.eval.cost import artefact_bytes, artefact_parameters
 from paredown.recipes.api import check, run
 from paredown.recipes.loading import packaged_recipes
 from paredown.recipes.smoke import smoke_recipe, write_stand_ins
@@ -89,6 +90,9 @@ def test_what_a_recipe_may_ask_for_works(override: list[str], tmp_path: Path) ->
     assert result.report is not None
     quality = result.report["quality"]
     assert quality["retention"] is None or quality["retention"] > 0
+    folder, cost = tmp_path / "run" / "student", result.report["cost"]["student"]
+    assert cost["parameters"] == artefact_parameters(folder)  # a Dense module is there once
+    assert cost["bytes"] == artefact_bytes(folder)
     if "seeds=2" in override:
         assert [entry["seed"] for entry in quality["seeds"]] == [0, 1]
         names = [entry["name"] for entry in quality["baselines"]]
