@@ -29,7 +29,7 @@ lint: .venv/.dev typing
 
 bench: .venv/.bench
 	@for name in capture training compensation pruning calibration \
-		outputs loss_memory lm_distill page; do \
+		outputs loss_memory lm_distill exports page; do \
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:

@@ -244,7 +244,7 @@ def _task(recipe: Recipe, embeds: bool) -> Iterator[Problem]:
 
 def _repeated(recipe: Recipe) -> Iterator[Problem]:
     lists: dict[tuple[str, ...], list[str]] = {
-        ("export",): recipe.export,
+        ("export",): [name for name, _ in recipe.formats],
         ("evaluate", "metrics"): recipe.evaluate.metrics,
         ("evaluate", "baselines"): list(recipe.evaluate.baselines),
         ("distill", "texts"): list(recipe.distill.texts or []) if recipe.distill else [],

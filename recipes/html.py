@@ -34,7 +34,12 @@ _EXPORT = ("bytes", "metric", "retention", "flip_rate", "latency_ms_p50")
 
 _SCENARIOS = {"single_stream": "one by one", "offline": "in batches"}
 
-_RUNTIMES = {"pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+_RUNTIMES = {
+    "pytorch": "PyTorch",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "executorch": "ExecuTorch",
+}
 
 
 def write_html(
