@@ -33,7 +33,7 @@ docs: .venv/.docs typing
 
 bench: .venv/.bench
 	@for name in capture training compensation pruning calibration intervals \
-		outputs loss_memory lm_distill repeat_latency stream page; do \
+		outputs loss_memory lm_distill exports repeat_latency stream page; do \
 		echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import exports
 from recording import RESULTS, figure, times
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -54,6 +55,8 @@ def table_of(rows: list[dict[str, Any]]) -> Callable[[list[dict[str, Any]]], lis
     """The kind of table that rows need."""
     if any("flops" in row for row in rows):
         return competition
+    if any("flip_rate" in row for row in rows):
+        return deployed
     return budgets if any("bound" in row for row in rows) else plain
 
 
@@ -71,6 +74,18 @@ def budgets(rows: list[dict[str, Any]]) -> list[str]:
             f"| {row['calibration']['tokens']} | {distance['as_cut']:.4f} "
             f"| {distance['fitted']:.4f} |"
         )
+    return lines
+
+
+def deployed(rows: list[dict[str, Any]]) -> list[str]:
+    """A table of exports: what each keeps, and what it costs on its own runtime."""
+    lines = [
+        "| task | format | quality | retention | flips, % | MB | ms, p50 | rows/s | peak MB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = " | ".join(exports.figures(row))
+        lines.append(f"| {row['task']} ({row['metric']}) | {row['format']} | {cells} |")
     return lines
 
 

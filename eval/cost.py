@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
     from .models import Row, TextModel
 
-WEIGHTS = ("*.safetensors", "*_Dense/*.safetensors", "model.onnx", "model.onnx.data")
+WEIGHTS = (
+    *("*.safetensors", "*_Dense/*.safetensors", "model.onnx", "model.onnx.data"),
+    *("model.xml", "model.bin", "model.pte"),
+)
 """The files of a folder that hold weights."""
 
 
@@ -220,8 +223,8 @@ def weight_files(folder: Path) -> list[Path]:
     found = sorted({path for pattern in WEIGHTS for path in folder.glob(pattern)})
     if not found:
         raise RunError(
-            f"'{folder}' holds no weights (expected model.safetensors or model.onnx); "
-            "give the folder of a checkpoint or of an export."
+            f"'{folder}' holds no weights (expected model.safetensors, model.onnx, model.bin or "
+            "model.pte); give the folder of a checkpoint or of an export."
         )
     return found
 

@@ -46,6 +46,28 @@ class Row(NamedTuple):
     error: str | None = None
 
 
+def open_session(path: Path, threads: int | None, providers: Sequence[str] | None) -> Any:
+    """Opens an ONNX file, for all cores and ONNX Runtime's CPU provider unless told."""
+    import onnxruntime
+
+    if not path.is_file():
+        raise PredictError(f"'{path.parent}' has no {path.name}; give the folder of an export.")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    # Threads that go on spinning after an answer would slow down whatever else runs here.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    wanted = list(providers or ["CPUExecutionProvider"])
+    there = onnxruntime.get_available_providers()
+    if missing := [name for name in wanted if name not in there]:
+        raise PredictError(f"No provider '{missing[0]}' here; there are {', '.join(there)}.")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=wanted)
+    except Exception as error:  # ONNX Runtime has a dozen kinds, without a common base
+        raise PredictError(f"'{path}' cannot be loaded: {error}") from error
+
+
 class Predictor:
     """The model of a folder, from texts to signals and answers.
 
@@ -65,7 +87,6 @@ class Predictor:
         providers: Sequence[str] | None = None,
     ) -> None:
         """Loads a folder's model, for all cores and ONNX Runtime's CPU provider unless told."""
-        import onnxruntime
         from tokenizers import Tokenizer
 
         self.folder = Path(folder)
@@ -83,21 +104,7 @@ class Predictor:
             int(self.settings["max_length"]), direction=self.settings["truncation_side"]
         )
         self.batch = int(self.settings["batch"])
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads or 0
-        options.inter_op_num_threads = 1
-        # Threads that go on spinning after an answer would slow down whatever else runs here.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        wanted = list(providers or ["CPUExecutionProvider"])
-        there = onnxruntime.get_available_providers()
-        if missing := [name for name in wanted if name not in there]:
-            raise PredictError(f"No provider '{missing[0]}' here; there are {', '.join(there)}.")
-        try:
-            model = str(self.folder / "model.onnx")
-            self.session = onnxruntime.InferenceSession(model, options, providers=wanted)
-        except Exception as error:  # ONNX Runtime has a dozen kinds, without a common base
-            raise PredictError(f"'{model}' cannot be loaded: {error}") from error
+        self.session: Any = open_session(self.folder / "model.onnx", threads, providers)
 
     def tokenize(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, role: str | None = None

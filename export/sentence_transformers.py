@@ -17,6 +17,8 @@ from ..eval.cost import artefact_bytes
 from ..eval.errors import RunError
 from ..eval.models import load_model
 from .noise import into_log
+from .safetensors import checkpoint_settings
+from .settings import write_settings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,6 +54,7 @@ def export_sentence_transformers(
         shutil.copytree(checkpoint, out, dirs_exist_ok=True)
     else:
         save_model(model, out)
+    write_settings(out, checkpoint_settings(model, task, "sentence-transformers", None))
     texts = [*CHECK_TEXTS, *[text for text in sample_texts if text.strip()][:64]]
     with into_log(logger):
         if importlib.util.find_spec("sentence_transformers") is not None:

@@ -261,7 +261,7 @@ def _evaluated(recipe: Recipe) -> Iterator[Problem]:
 
 def _repeated(recipe: Recipe) -> Iterator[Problem]:
     lists: dict[tuple[str, ...], list[str]] = {
-        ("export",): recipe.export,
+        ("export",): [name for name, _ in recipe.formats],
         ("evaluate", "metrics"): recipe.evaluate.metrics,
         ("evaluate", "baselines"): list(recipe.evaluate.baselines),
         ("evaluate", "slices"): recipe.evaluate.slices,

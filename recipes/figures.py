@@ -159,11 +159,6 @@ def usd(value: Any) -> str:
     return f"{found:,.2f} USD" if abs(found) >= 1 else digits(found, " USD")
 
 
-def energy(value: Any) -> str:
-    """Joules: 1.23 kJ."""
-    return _scaled(value, 1000, ("J", "kJ", "MJ", "GJ"))
-
-
 def span(ends: Any) -> str:
     """The two ends of an interval of ratios: 97.1 to 99.9 %."""
     pair = ends if isinstance(ends, Sequence) and len(ends) == 2 else (None, None)

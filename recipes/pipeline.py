@@ -6,7 +6,7 @@ import contextlib
 import json
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from .stage_capture_tokens import capture_tokens_stage
 from .stage_data import data_stage
 from .stage_distill import distill_stage
 from .stage_distill_tokens import distill_tokens_stage
-from .stage_evaluate import evaluate_stage
+from .stage_evaluate import evaluate_stage, evaluation
 from .stage_evaluate_rows import evaluate_rows_stage
 from .stage_evaluate_teacher import FILE, evaluate_teacher_stage
 from .stage_export import EXPORTED, export_stage
@@ -168,6 +168,13 @@ def _capture_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stage:
     return capture_answers_stage(recipe, data, teacher)
 
 
+def _has_own_runtime(fmt: str | None) -> bool:
+    """Whether an export is timed by itself: one that is loaded as its checkpoint is, is not."""
+    from ..export import FORMATS
+
+    return fmt is not None and FORMATS[fmt].loader is not None
+
+
 class Run:
     """The stages of one recipe, made in order; what is made so far stands in its attributes."""
 
@@ -222,7 +229,8 @@ class Run:
         contenders += self._off_the_shelf(data, teacher)
         with self._worker_ahead(pruned) as spare:
             made["evaluate"] = self._evaluated(made, contenders, spare)
-        self._check_flips(made["evaluate"])
+        scored = evaluation(made["evaluate"].path)["contenders"]
+        check_flips(scored, self.exports, recipe.evaluate.flip_rate)
         report = report_stage(
             recipe,
             dict(made),
@@ -265,7 +273,7 @@ class Run:
         inputs = dict(made)
         for contender, folder in self._exported(made["data"], made["teacher"]):
             inputs[contender.name] = made[folder.name] = folder
-            timed += [contender] if contender.fmt != "sentence-transformers" else []
+            timed += [contender] if _has_own_runtime(contender.fmt) else []
             contenders += [contender] if contender.side != "teacher" else []
         return self.store.ensure(
             evaluate_stage(self.recipe, inputs, contenders, timed, smoke=self.smoke, spare=spare)
@@ -313,11 +321,15 @@ class Run:
         from ..export import FORMATS
 
         name, student = self.recipe.task, self.students[0][1]
-        asked = self.recipe.export
+        asked = dict(self.recipe.formats)
+        writes = self.recipe.generation if generates(self.recipe) else None
         bases = [FORMATS[fmt].base for fmt in asked]
         for fmt in sorted(asked, key=lambda fmt: fmt not in bases):  # what others are made from
             base = self.exports.get(FORMATS[fmt].base or "")
-            stage = export_stage(name, fmt, data, student, student.path / CHECKPOINT, base=base)
+            stage = export_stage(
+                name, fmt, data, student, student.path / CHECKPOINT,
+                base=base, options=asked[fmt], writes=writes,
+            )  # fmt: skip
             self.exports[fmt] = self.store.ensure(stage)
         self.exports = {fmt: self.exports[fmt] for fmt in asked}
         for fmt, folder in self.exports.items():
@@ -325,10 +337,11 @@ class Run:
             yield Contender("export", path, fmt, symmetric=self.recipe.symmetric), folder
         checkpoint, limit = teacher_checkpoint(teacher.path), self.recipe.teacher.max_length
         exported = None
-        if TIMED_EXPORT in self.recipe.export and checkpoint is not None and not self.smoke:
+        if TIMED_EXPORT in asked and checkpoint is not None and not self.smoke:
             stage = export_stage(
-                name, TIMED_EXPORT, data, teacher, checkpoint, of="teacher", max_length=limit
-            )
+                name, TIMED_EXPORT, data, teacher, checkpoint,
+                of="teacher", max_length=limit, writes=writes,
+            )  # fmt: skip
             folder = self.store.ensure(stage)
             exported = folder
             yield Contender("teacher", folder.path / EXPORTED, TIMED_EXPORT), folder
@@ -340,17 +353,24 @@ class Run:
             folder = self.store.ensure(stage)
             yield Contender("teacher_int8", folder.path / EXPORTED, INT8), folder
 
-    def _check_flips(self, evaluated: Folder) -> None:
-        """A full-precision export that decides otherwise than its student is not the student."""
-        from ..export import FORMATS
-        from .stage_evaluate import evaluation
 
-        found = evaluation(evaluated.path)["contenders"]
-        limit = self.recipe.evaluate.flip_rate
-        for fmt in self.exports:
-            rate = found[f"export-{fmt}"]["flip_rate"]
-            if fmt in FORMATS and not fmt.endswith("int8") and rate > limit:
-                raise RunError(
-                    f"The {fmt} export decides {rate:.2%} of the test rows otherwise than the "
-                    f"student it was made from; evaluate.flip_rate allows {limit:.2%}."
-                )
+def check_flips(contenders: Mapping[str, Any], formats: Iterable[str], limit: float) -> None:
+    """A full-precision export that decides otherwise than its student is not the student.
+
+    Args:
+        contenders: What the evaluation found of each.
+        formats: Of the exports.
+        limit: Share of the test rows that may be decided otherwise.
+
+    Raises:
+        RunError: Naming the format that is over the limit.
+    """
+    from ..export import FORMATS
+
+    for fmt in formats:
+        rate = contenders[f"export-{fmt}"]["flip_rate"]
+        if FORMATS[fmt].precision == "fp32" and rate > limit:
+            raise RunError(
+                f"The {fmt} export decides {rate:.2%} of the test rows otherwise than the student "
+                f"it was made from; evaluate.flip_rate allows {limit:.2%}."
+            )

@@ -140,19 +140,29 @@ def _metrics(recipe: Recipe, task: Task) -> Iterator[Problem]:
 
 
 def _formats(recipe: Recipe, task: Task) -> Iterator[Problem]:
-    asked: list[tuple[tuple[str, ...], str]] = [(("export",), name) for name in recipe.export]
+    asked: list[tuple[tuple[str, ...], str, dict[str, Any]]] = [
+        (("export",), name, options) for name, options in recipe.formats
+    ]
     runtime = recipe.budget.runtime if recipe.budget else None
     if runtime not in (None, "pytorch"):
-        asked.append((("budget", "runtime"), str(runtime)))
+        asked.append((("budget", "runtime"), str(runtime), {}))
     if not asked:
         return
-    from ..export import get_format
+    from ..export import FORMATS, format_options
 
-    for path, name in asked:
+    settings = recipe.generation.settings if recipe.generation else {}
+    for path, name, options in asked:
         try:
-            get_format(name, task)
+            format_options(name, task, options)
         except RecipeError as error:
             yield Problem(path, str(error))
+            continue
+        if FORMATS[name].loader is not None and set(settings) - {"do_sample"}:
+            yield Problem(
+                ("generation", "settings"),
+                f"'{name}' answers greedily, and these ask for {', '.join(settings)}; leave one of "
+                "them out.",
+            )
 
 
 def _criterion(recipe: Recipe) -> Iterator[Problem]:

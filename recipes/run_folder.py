@@ -77,6 +77,8 @@ def fill(
         shutil.copyfile(report.path / "card" / CARD, folder / "student" / CARD)
         for fmt, stage in exports.items():
             _copy(stage.path / EXPORTED, folder / "export" / fmt)
+            if fmt in FORMATS and FORMATS[fmt].card:
+                shutil.copyfile(report.path / "card" / CARD, folder / "export" / fmt / CARD)
         for stale in set(FORMATS) - set(exports):
             shutil.rmtree(folder / "export" / stale, ignore_errors=True)
         shutil.copyfile(report.path / "report.html", folder / "report.html")

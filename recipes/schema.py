@@ -460,6 +460,19 @@ class Smoke(Section):
     )
 
 
+def _format(value: object) -> object:
+    options = next(iter(value.values())) if isinstance(value, Mapping) and len(value) == 1 else None
+    if not isinstance(value, str) and not isinstance(options, Mapping):
+        raise PydanticCustomError(
+            "format",
+            "expected a format's name, or one with its options (onnx-int8: {calibration: static})",
+        )
+    return value
+
+
+FormatOrOptions = Annotated[str | dict[str, dict[str, Any]], BeforeValidator(_format)]
+
+
 class Recipe(Section):
     """One task, one teacher, one student: everything a run needs to know."""
 
@@ -480,14 +493,22 @@ class Recipe(Section):
     distill: Distill | None = Field(None, description="Training; none if null.")
     budget: Budget | None = Field(None, description="Finds the sizes that prune leaves open.")
     target: Target = Field(default_factory=Target)
-    export: list[str] = Field(
-        default_factory=list, description="Formats to deploy: onnx, onnx-int8, …"
+    export: list[FormatOrOptions] = Field(
+        default_factory=list,
+        description="Formats to deploy: onnx, onnx-int8, openvino, …; a format with options is a "
+        "mapping, as in onnx-int8: {calibration: static}.",
     )
     evaluate: Evaluate = Field(default_factory=Evaluate)
     generation: Generation | None = Field(
         None, description="Prompts and answers of the task generation; defaults if null."
     )
     smoke: Smoke | None = Field(None, description="The stand-in of `--smoke` for hub models.")
+
+    @property
+    def formats(self) -> list[tuple[str, dict[str, Any]]]:
+        """Each format to export to, in order, with the options that are given for it."""
+        pairs = [{one: {}} if isinstance(one, str) else one for one in self.export]
+        return [(name, dict(options)) for one in pairs for name, options in one.items()]
 
     @field_validator("task")
     @classmethod

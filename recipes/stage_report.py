@@ -10,6 +10,7 @@ from typing import Any
 from ..eval.data import Data
 from ..eval.hardware import environment
 from ..eval.metrics import METRICS
+from ..export.formats import FORMATS
 from . import answer_report, attribution
 from .baselines import TITLES
 from .card_origins import find_origins
@@ -199,11 +200,9 @@ def _side(found: Mapping[str, Any], side: str) -> Any:
 
 
 def _export(fmt: str, folder: Folder, found: Mapping[str, Any]) -> Any:
-    facts = export_facts(folder.path)
+    facts, made = export_facts(folder.path), FORMATS[fmt]
     entry = found["contenders"][f"export-{fmt}"]
-    timing = _timing(
-        found, "student", "onnxruntime", str(facts.get("precision", "")), "single_stream"
-    )
+    timing = _timing(found, "student", made.runtime, made.precision, "single_stream")
     return {
         "format": fmt,
         "bytes": facts["bytes"],

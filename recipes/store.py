@@ -116,15 +116,7 @@ class NotMade(Exception):
 
 
 class Store:
-    """Finds or makes stages under one root.
-
-    Args:
-        root: Its parent folder.
-        display: Where progress is told.
-        world: The processes that take part.
-        imports: Extensions that are in use.
-        patient: Wait for a stage that another process is at, instead of refusing it.
-    """
+    """Finds or makes stages under one root."""
 
     def __init__(
         self,
@@ -143,6 +135,7 @@ class Store:
             display: Where progress is shown.
             world: The processes of the launch.
             imports: Extensions that are in use.
+            patient: Wait for a stage that another process is at, instead of refusing it.
             metered: Whether the machine's energy counters are this store's to read: what several
                 stages use at the same time cannot be told apart.
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,8 @@ from ..eval.generation_cost import (
 from ..eval.metrics import Scores, score_texts
 from ..eval.models import TextModel, load_model
 from ..eval.tasks import Task, get_task
-from ..eval.timing import Worker, measure
+from ..eval.timing import Engine, Worker, measure
+from ..export.formats import FORMATS
 from .contenders import Contender
 from .language_data import ROW, dialogues_of
 from .language_training import metric_names
@@ -92,19 +93,21 @@ def score(rows: TextRows, contenders: Sequence[Contender], context: Context) -> 
     references = rows.data.split("test")["completion"][:]
     found: dict[str, Scores] = {}
     for number, contender in enumerate(contenders):
+        done = 0
+
+        def report(count: int, name: str = contender.name, number: int = number) -> None:
+            nonlocal done
+            done += count
+            total = len(contenders) * len(references)
+            context.bar.update(number * len(references) + done, total, name)
+
         if contender.recorded:
             texts = recorded_answers(contender.path, rows)
+        elif exported(contender):
+            texts = exported_answers(contender, rows, report)
         else:
             model = rows.load(contender)
             prompts = rows.written(model)
-            done = 0
-
-            def report(count: int, name: str = contender.name, number: int = number) -> None:
-                nonlocal done
-                done += count
-                total = len(contenders) * len(references)
-                context.bar.update(number * len(references) + done, total, name)
-
             answers = generate(
                 model,
                 prompts,
@@ -146,6 +149,23 @@ def recorded_answers(path: Path, rows: TextRows) -> list[str]:
     return found
 
 
+def exported(contender: Contender) -> bool:
+    """Whether a contender runs on a runtime of its own."""
+    return contender.fmt is not None and FORMATS[contender.fmt].loader is not None
+
+
+def exported_answers(
+    contender: Contender, rows: TextRows, progress: Callable[[int], None]
+) -> list[str]:
+    """What an exported model answers to the test prompts, on its own runtime."""
+    import importlib
+
+    module, _, function = str(FORMATS[str(contender.fmt)].loader).partition(":")
+    runner = getattr(importlib.import_module(module), function)(contender.path)
+    prompts = list(rows.data.split("test")["prompt"][:])
+    return [answer.text for answer in runner.generate(prompts, progress=progress)]
+
+
 def kinds(rows: TextRows) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """What the test rows are judged apart by, a value a row: the column ``slice``, which sorts."""
     return {"slice": list(rows.data.split("test")["slice"][:])}, {}
@@ -155,6 +175,8 @@ def costs(rows: TextRows, contenders: Sequence[Contender]) -> dict[str, Any]:
     """Parameters and bytes of each checkpoint, and FLOPs of its answers to the test rows."""
     found: dict[str, Any] = {}
     for contender in contenders:
+        if exported(contender):
+            found[contender.name] = {"bytes": artefact_bytes(contender.path)}
         if contender.name not in rows.answers:
             continue
         config, _ = rows.models[contender.name]
@@ -223,20 +245,9 @@ def timings(
     spare: Worker | None,
 ) -> list[dict[str, Any]]:
     """Times some contenders side by side, from text to text."""
-    settings = rows.settings
     timed = [contender for contender in timed if not contender.recorded]
     folders = [contender.path for contender in timed]
-    engines = [
-        generation_engine(
-            "teacher" if contender.side == "teacher" else "student",
-            str(contender.path),
-            max_new_tokens=settings.max_new_tokens,
-            form=rows.data.info["form"],
-            template=settings.template,
-            model=rows.options if contender.side == "teacher" else {},
-        )
-        for contender in timed
-    ]
+    engines = [_engine(contender, rows) for contender in timed]
     prompts = list(rows.data.split("test")["prompt"][:])
     if smoke:
         few: dict[str, Any] = {"runs": 5, "rounds": 2, "warmup": 1, "offline_rows": 8, "batch": 8}
@@ -249,3 +260,17 @@ def timings(
     bound = recipe.evaluate.server_ms
     texts = [prompts[i] for i in drawn]
     return with_bytes(measure_generation(engines, texts, runs=count, server_ms=bound), folders)
+
+
+def _engine(contender: Contender, rows: TextRows) -> Engine:
+    side = "teacher" if contender.side == "teacher" else "student"
+    if exported(contender):
+        return Engine(side, str(contender.path), str(FORMATS[str(contender.fmt)].loader))
+    return generation_engine(
+        side,
+        str(contender.path),
+        max_new_tokens=rows.settings.max_new_tokens,
+        form=rows.data.info["form"],
+        template=rows.settings.template,
+        model=rows.options if side == "teacher" else {},
+    )

@@ -24,7 +24,9 @@ def test_an_unknown_format_is_refused_with_the_nearest() -> None:
 
 
 def test_sentence_transformers_is_refused_for_classification(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"gives class_logits\. Choose among onnx, onnx-int8"):
+    with pytest.raises(
+        RecipeError, match=r"gives class_logits\. Choose among executorch, onnx, onnx-int8"
+    ):
         export_model(
             tmp_path, get_task("classification"), "sentence-transformers", tmp_path, sample_texts=[]
         )

@@ -174,7 +174,7 @@ def test_an_export_that_answers_otherwise_is_refused(
 
     monkeypatch.setattr(exporter, "_trace", lambda *a, **k: None)
     monkeypatch.setattr(exporter, "_clean", lambda *a, **k: None)
-    monkeypatch.setattr(exporter, "_save", save)
+    monkeypatch.setattr(exporter, "save_graph", save)
     task = get_task("classification")
     with pytest.raises(RunError, match=r"answers differently from PyTorch \(by 0\.01"):
         exporter.export_onnx(checkpoint, task, tmp_path / "out", precision="fp32", threads=1)

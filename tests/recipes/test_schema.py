@@ -126,6 +126,10 @@ def test_a_recipe_cannot_be_changed() -> None:
         (RETRIEVAL, "target.compute", 1.01, "target.compute: expected a value less than"),
         (RETRIEVAL, "target.retain", float("nan"), "target.retain: expected a finite number"),
         (RETRIEVAL, "export", ["onnx", "onnx"], "export: onnx is named twice"),
+        (RETRIEVAL, "export", ["onnx-int8", {"onnx-int8": {}}], "onnx-int8 is named twice"),
+        (RETRIEVAL, "export", [3], "expected a format's name, or one with its options"),
+        (RETRIEVAL, "export", [{"onnx": None}], "expected a format's name, or one with"),
+        (RETRIEVAL, "export", [{"onnx": {}, "openvino": {}}], "expected a format's name, or one"),
         (RETRIEVAL, "name", "../up", "name: expected a name of letters"),
         (RETRIEVAL, "task", "retreival", "Did you mean 'retrieval'?"),
         (RETRIEVAL, "capture.precision", "bf61", "Did you mean 'bf16'?"),
@@ -159,7 +163,29 @@ def test_a_recipe_that_contradicts_itself_is_refused(
         ("target.metric", "mrr", "Did you mean 'mrr@10'?"),
         ("evaluate.metrics", ["recall@5"], "evaluate.metrics: Unknown metric 'recall@5'"),
         ("export", ["onx"], "export: Unknown format 'onx'. Did you mean 'onnx'?"),
-        ("export", ["onnx-int4"], "Known formats: onnx, onnx-int8, sentence-transformers"),
+        ("export", ["onnx-int4"], "Known formats: executorch, onnx, onnx-int8, openvino, "),
+        ("export", [{"onx": {}}], "export: Unknown format 'onx'. Did you mean 'onnx'?"),
+        (
+            "export",
+            [{"onnx-int8": {"calibratoin": "static"}}],
+            "export: 'onnx-int8' has no option 'calibratoin'. Did you mean 'calibration'?",
+        ),
+        (
+            "export",
+            [{"onnx-int8": {"calibration": "statik"}}],
+            "expected dynamic or static, got 'statik'. Did you mean 'static'?",
+        ),
+        (
+            "export",
+            [{"onnx-int8": {"calibration_rows": 8}}],
+            "calibration_rows of 'onnx-int8' has an effect with calibration: static alone",
+        ),
+        (
+            "export",
+            [{"onnx-int8": {"calibration": "static", "calibration_rows": 0}}],
+            "expected a whole number of at least 1, got 0",
+        ),
+        ("export", [{"onnx": {"calibration": "static"}}], "'onnx' has no option 'calibration'"),
         ("data", {"source": "a/b", "columns": {"qury": "q"}}, "Did you mean 'query'?"),
         ("distill.arguments", {"weight_decai": 0}, "Did you mean 'weight_decay'?"),
         ("distill.arguments", {"seed": 0}, "distill.arguments.seed"),
@@ -173,6 +199,16 @@ def test_a_plain_metric_name_is_left_to_the_hub_for_classes() -> None:
     values = changed(CLASSIFICATION, "evaluate.metrics", ["matthews_correlation"])
     assert load_recipe(values).evaluate.metrics == ["matthews_correlation"]
     assert "Unknown metric" in wrong(changed(values, "evaluate.metrics", ["someone/metric"]))
+
+
+def test_formats_are_names_or_have_options() -> None:
+    options = {"calibration": "static", "calibration_rows": 8}
+    asked = ["onnx", {"onnx-int8": options}]
+    recipe = load_recipe(changed(RETRIEVAL, "export", asked))
+    assert recipe.export == asked
+    assert recipe.formats == [("onnx", {}), ("onnx-int8", options)]
+    again = load_recipe(recipe, ["export=[onnx-int8, {onnx: {}}]"])
+    assert again.formats == [("onnx-int8", {}), ("onnx", {})]
 
 
 def test_a_format_that_does_not_fit_the_task_is_refused() -> None:
