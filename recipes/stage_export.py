@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..eval.checkpoints import save_model
 from ..eval.data import Data
 from ..eval.models import load_model
-from ..eval.tasks import get_task
-from ..export import export_model, format_options
+from ..eval.tasks import Task, get_task
+from ..export import FORMATS, export_model, format_options
+from ..export.checkpoint_runner import load_checkpoint
+from ..export.folder import Answering
 from ..export.golden import write_golden
 from .golden_rows import golden_rows
 from .schema import Generation
 from .store import Context, Folder, Stage
+from .task_rows import streams
 
 REPORT = "export.json"
 EXPORTED = "exported"
