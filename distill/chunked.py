@@ -256,7 +256,9 @@ class _Pass:
         """A term's values at the positions of a chunk, and its gradient, in the logits' place."""
         if not self.gradients:
             return divergence(term.name, logits, targets, labels, self.shared, **term.options), None
-        spare = self.room("spare", len(logits), slab_width(*logits.shape, logits.device))
+        spare = self.room(
+            "spare", len(logits), slab_width(len(logits), logits.shape[-1], logits.device)
+        )
         if targets is not None:
             return value_and_gradient(
                 term.name, logits, targets, self.shared, dict(term.options), spare, factor

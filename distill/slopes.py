@@ -210,7 +210,7 @@ def log_partition(logits: Tensor, spare: Tensor, factor: float = 1.0) -> Partiti
 
 def _slabs(logits: Tensor, spare: Tensor) -> Iterator[Tensor]:
     """The logits in parts of as many ids as ``spare`` holds."""
-    yield from logits.split(spare.shape[-1], dim=-1)
+    yield from torch.split(logits, spare.shape[-1], dim=-1)
 
 
 def _full(

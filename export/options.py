@@ -58,8 +58,8 @@ def resolve_options(
             raise RecipeError(
                 f"{key} of '{name}': expected a whole number of at least 1, got {value!r}."
             )
-        if option.needs is not None and found.get(option.needs[0]) != option.needs[1]:
-            other, wanted = option.needs
+        other, wanted = option.needs or ("", "")
+        if option.needs and value != option.default and found.get(other) != wanted:
             raise RecipeError(
                 f"{key} of '{name}' has an effect with {other}: {wanted} alone; say so, or leave "
                 "it out."
