@@ -125,7 +125,7 @@ def predicted_rate(services: NDArray[np.float64], gaps: NDArray[np.float64], bou
     if quantile(takes, 0.99) > bound:
         return 0.0
     low, high = 0.0, 2 / float(services.mean())
-    for _ in range(12):
+    for _ in range(20):
         middle = (low + high) / 2
         low, high = (middle, high) if meets(middle) else (low, middle)
     return low

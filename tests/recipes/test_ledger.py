@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -16,8 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from paredown.eval.errors import RecipeError
-from paredown.recipes import store
-from paredown.recipes.api import check, run
+from paredown.recipes.api import check
 from paredown.recipes.ledger import break_even, ledger_lines, ledger_of, spent_record
 from paredown.recipes.report import print_summary
 from paredown.recipes.report_schema import Ledger, Spent
@@ -210,55 +207,6 @@ def test_a_bound_needs_rows_that_are_timed() -> None:
         check("search_query", asked)
     with pytest.raises(RecipeError, match=r"evaluate\.server_ms: expected a value greater than 0"):
         check("search_query", ["evaluate.server_ms=0"])
-
-
-@dataclass
-class Counting:
-    """A counter that has used another joule whenever it is read."""
-
-    name: str = "made up"
-    span: int | None = None
-    used: int = 0
-
-    def read(self) -> int:
-        self.used += 1_000_000
-        return self.used
-
-
-def test_a_run_says_what_it_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "run_counters", lambda processes: [Counting()])
-    asked = ["export=[]", "evaluate.resamples=100", "evaluate.latency_rows=5",
-             "evaluate.usd_per_hour=0.1", "evaluate.server_ms=200"]  # fmt: skip
-    result = run("query_intent", asked, smoke=True, out=tmp_path / "run")
-    report = result.report
-    assert report is not None
-    ledger = report["ledger"]
-    lines = {line["name"]: line for line in ledger["stages"]}
-    assert set(lines) == {stage["name"] for stage in report["stages"]}
-    for name in ("teacher", "capture", "distill"):
-        assert lines[name]["flops"] > 0
-    assert lines["evaluate"]["flops"] is None
-    assert all(line["energy_joules"] == 1.0 and line["usd"] > 0 for line in lines.values())
-    assert ledger["total"]["energy_joules"] == len(lines) and ledger["energy_source"] == "made up"
-    assert ledger["student"] > 0 and "smoke" in ledger["reason"]
-    record = json.loads((result.folder / "stages" / "distill" / "stage.json").read_text())
-    assert record["cores"] >= 1 and record["energy_source"] == "made up"
-    for entry in report["measurements"]:
-        assert entry["bytes"] == report["cost"]["student"]["bytes"]
-        assert entry["peak_memory_bytes"] > 0
-    rate = next(m for m in report["measurements"] if m["scenario"] == "server")
-    assert rate["bound_ms"] == 200 and rate["rate_per_s"] > 0 and rate["p99"] <= 200
-
-
-def test_the_ledger_of_a_search_has_its_trials(tmp_path: Path) -> None:
-    asked = ["export=[]", "evaluate.resamples=100", "evaluate.latency_rows=0",
-             "evaluate.baselines=[]", "budget.parameters=0.8"]  # fmt: skip
-    result = run("query_intent", asked, smoke=True, out=tmp_path / "run")
-    assert result.report is not None
-    names = [line["name"] for line in result.report["ledger"]["stages"]]
-    assert len(names) == len(set(names)) and names[-1].startswith("search (")
-    assert result.report["ledger"]["stages"][-1]["seconds"] > 0
-    assert run("query_intent", asked, smoke=True, out=tmp_path / "run").cached
 
 
 def test_a_busy_machine_and_a_bound_that_nothing_meets_are_noted() -> None:

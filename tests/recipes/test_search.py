@@ -92,6 +92,10 @@ def test_a_budget_finds_a_shape(
     stages = [path.name for path in (tmp_path / "runs" / ".stages").iterdir()]
     assert len([name for name in stages if name.startswith("capture")]) == 1
     assert 6 <= len([name for name in stages if name.startswith("score")]) <= sum(rounds)
+    spent = result.report["ledger"]["stages"]
+    names = [line["name"] for line in spent]
+    assert len(names) == len(set(names)) and names[-1].startswith("search (")
+    assert spent[-1]["seconds"] > 0 and spent[-1]["flops"] > 0
     again = run(base, out=tmp_path / "runs" / "small")
     assert again.cached
     assert sorted(path.name for path in (tmp_path / "runs" / ".stages").iterdir()) == sorted(stages)
