@@ -80,6 +80,7 @@ def axis(title: str = "", low: float | None = None, high: float | None = None) -
         "ticks": "outside",
         "ticklen": 5,
         "tickcolor": "rgba(0,0,0,0)",
+        "ticklabeloverflow": "allow",  # the last one may stand in the margin
     }
     if low is not None and high is not None:
         found["range"] = [low, high]

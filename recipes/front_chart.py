@@ -66,7 +66,7 @@ def front_chart(
         traces,
         height=BOTTOM + 58,
         # the plot's inside is as high as the scale that labels are placed by
-        margin={"l": 54, "r": 14, "t": TOP, "b": 58},
+        margin={"l": 54, "r": 20, "t": TOP, "b": 58},
         xaxis=log_axis(
             f"Share of the teacher’s compute (FLOPs {'an' if unit == 'answer' else 'a'} {unit}, "
             "log scale)",
