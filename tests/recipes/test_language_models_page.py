@@ -43,6 +43,8 @@ def test_the_example_runs_from_end_to_end(example: Path) -> None:
     assert report["quality"]["examples"] == 40 and report["cost"]["ratio"]["flops"] < 0.7
     assert [s["name"] for s in report["quality"]["slices"]] == ["one digit", "two digits"]
     assert report["recorded"]["encoding"] == "topk" and report["recorded"]["k"] == 16
+    same = str(example / "runs" / "dates")  # its answers are kept, so it can be compared
+    assert cli.main(["gate", same, "--against", same, "--margin", "0"]) == 0
 
 
 def test_the_table_of_losses_is_the_programs() -> None:
