@@ -35,7 +35,7 @@ from paredown.recipes.smoke import ACTIONS, OBJECTS, TOPICS, write_model
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("numpy", "onnxruntime", "tokenizers")
-FEW, INDEXED, LIMIT_MB, START_S, STARTS = 10_000, 20_000, 500, 1.0, 5
+FEW, INDEXED, LIMIT_MB, START_S, STARTS = 10_000, 2_000, 500, 1.0, 5
 # Runs a program as `python file` does, and says at the end what it held.
 WATCHED = """
 import atexit, runpy, sys
@@ -56,7 +56,8 @@ def environment(folder: Path) -> Path:
     pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "-q"]
     subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), *PACKAGES], check=True)
     for name in ("torch", "transformers", "paredown"):
-        assert subprocess.run([python, "-c", f"import {name}"], capture_output=True).returncode
+        tried = subprocess.run([python, "-c", f"import {name}"], cwd=folder, capture_output=True)
+        assert tried.returncode, f"{name} is installed where it must not be"
     return python
 
 
@@ -69,7 +70,14 @@ def texts(count: int) -> Iterator[str]:
         yield f"{' '.join(draw.choices(words, k=size))} {number}"
 
 
-def folders(place: Path) -> dict[str, tuple[Path, list[str]]]:
+CASES = {
+    "classes": ("classes, onnx", "classifier", CLASSIFICATION, "onnx"),
+    "int8": ("classes, onnx-int8", "classifier", CLASSIFICATION, "onnx-int8"),
+    "index": (f"top 10 of {INDEXED:,} texts, onnx", "encoder", RETRIEVAL, "onnx"),
+}
+
+
+def folders(place: Path, cases: list[str]) -> dict[str, tuple[Path, list[str]]]:
     """Exports of tiny models, with the options they are run with."""
     write_model("bert", place / "model", layers=2, hidden=32)
     labels = [f"class {i}" for i in range(20)]
@@ -77,11 +85,7 @@ def folders(place: Path) -> dict[str, tuple[Path, list[str]]]:
     save_model(load_model(place / "model", RETRIEVAL), place / "encoder")
     some = list(texts(64))
     found = {}
-    for name, checkpoint, task, fmt in (
-        ("classes, onnx", "classifier", CLASSIFICATION, "onnx"),
-        ("classes, onnx-int8", "classifier", CLASSIFICATION, "onnx-int8"),
-        (f"top 10 of {INDEXED:,} texts, onnx", "encoder", RETRIEVAL, "onnx"),
-    ):
+    for name, checkpoint, task, fmt in (CASES[case] for case in cases):
         out = place / f"{checkpoint}-{fmt}"
         export_model(place / checkpoint, task, fmt, out, sample_texts=some)
         options = []
@@ -114,6 +118,7 @@ def main() -> None:
     """Streams the rows through each folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--cases", nargs="+", choices=[*CASES], default=[*CASES])
     options = parser.parse_args()
     found: list[dict[str, Any]] = []
     rates: dict[str, float] = {}
@@ -126,7 +131,7 @@ def main() -> None:
         for count in (1, FEW):
             with files[options.rows].open(encoding="utf-8") as file:
                 files[count].write_text("".join(itertools.islice(file, count)), encoding="utf-8")
-        for case, (folder, more) in folders(place).items():
+        for case, (folder, more) in folders(place, options.cases).items():
             starts = [run(python, folder, files[1], more)[0] for _ in range(STARTS)]
             _, few, _ = run(python, folder, files[FEW], more)
             seconds, held, answered = run(python, folder, files[options.rows], more)
