@@ -6,8 +6,9 @@ A task is one declaration in the table at the end of this file. Other modules di
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from .errors import RecipeError, nearest
 
@@ -54,6 +55,16 @@ class Task:
     metrics: tuple[str, ...]
     default_metric: str
     decision: str
+
+    def plain(self) -> dict[str, Any]:
+        """The declaration as JSON can carry it."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Task:
+        """The task that `plain` was made of."""
+        columns = tuple(Column(**column) for column in plain["columns"])
+        return cls(**{**plain, "columns": columns, "metrics": tuple(plain["metrics"])})
 
 
 TASKS: dict[str, Task] = {}

@@ -104,7 +104,7 @@ def load_torch(
     path: str,
     *,
     threads: int = 1,
-    task: str,
+    task: str | Mapping[str, Any],
     role: str = "text",
     precision: str = "fp32",
     index: str | None = None,
@@ -115,7 +115,8 @@ def load_torch(
     Args:
         path: The checkpoint.
         threads: Threads of torch.
-        task: Name of the task.
+        task: Name of the task, or its declaration as `Task.plain` gives it: of one that a user
+            registers this process knows no name.
         role: Whose prompt is put in front of a text.
         precision: ``fp32``, or ``bf16`` under autocast.
         index: A ``.npy`` file of embeddings (N, d): the decision is then the top answer.
@@ -124,11 +125,12 @@ def load_torch(
     import torch
 
     from .models import load_model
-    from .tasks import get_task
+    from .tasks import Task, get_task
 
     torch.set_num_threads(threads)
+    declared = get_task(task) if isinstance(task, str) else Task.of(task)
     return TorchEngine(
-        load_model(path, get_task(task), **(model or {})), role, precision, load_index(index)
+        load_model(path, declared, **(model or {})), role, precision, load_index(index)
     )
 
 

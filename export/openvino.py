@@ -21,7 +21,7 @@ from .folder import Answering, output_name, signal_settings, text_settings, writ
 from .graphs import SignalGraph, StepGraph, signal_sample, step_axes, step_names, step_sample
 from .noise import into_log
 from .quantizing import failed
-from .sessions import OpenVinoSession, Prepared, generator_of
+from .sessions import OpenVinoSession, Prepared, generator_of, import_openvino
 
 if TYPE_CHECKING:
     from torch import nn
@@ -121,8 +121,7 @@ def _write(
     """Traces, converts, names the ports and saves; RunError if the exporter fails."""
     with into_log(logger):
         try:
-            import openvino
-
+            openvino = import_openvino()
             exporters: Any = importlib.import_module("transformers.exporters")
             config = exporters.OpenVINOConfig(
                 dynamic=True, dynamic_shapes=dict(axes), stateful=False

@@ -6,9 +6,11 @@ are imported when a session is opened, and torch by ExecuTorch's alone, which is
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,6 +18,16 @@ from ..eval.errors import RunError
 from .generator import Generator, Session
 from .predict import PredictError, Predictor
 from .settings import require_files
+
+
+def import_openvino() -> Any:
+    """OpenVINO without its usage statistics, which it sends when it is imported unless told not to.
+
+    It does without the package that sends them where that cannot be imported.
+    """
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", cast(Any, None))
+    return importlib.import_module("openvino")
 
 
 class OpenVinoSession:
@@ -32,8 +44,7 @@ class OpenVinoSession:
     runtime = "openvino"
 
     def __init__(self, folder: Path, threads: int | None = None) -> None:
-        import openvino
-
+        openvino = import_openvino()
         require_files(folder, ("model.xml", "model.bin"))
         config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:

@@ -159,7 +159,7 @@ def timings(
         loader = FORMATS[contender.fmt].loader if contender.fmt else None
         side = "teacher" if contender.side in ("teacher", "teacher_int8") else "student"
         if loader is None:
-            options: dict[str, Any] = {"task": recipe.task, "role": rows.role}
+            options: dict[str, Any] = {"task": rows.task.plain(), "role": rows.role}
             if contender.side == "teacher":
                 options["model"] = rows.options
             engines.append(Engine(side, str(contender.path), options=options))

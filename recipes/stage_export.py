@@ -70,7 +70,7 @@ def export_stage(
         made = context.inputs["base"] / EXPORTED if base else None
         facts = export_model(
             source, task, fmt, context.out / EXPORTED, sample_texts=texts, sample_pairs=pairs,
-            base=made, options=asked,
+            base=made, options=options,
             answering=None if writes is None else answering(rows, writes),
         )  # fmt: skip
         if of == "student":

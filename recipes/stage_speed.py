@@ -154,7 +154,7 @@ def _engine(folder: Path, number: int, rows: _Timed, task: Task, runtime: str, o
     """A checkpoint on a runtime; exported where the runtime asks for that."""
     name = str(number)
     if runtime == "pytorch":
-        return Engine(name, str(folder), options={"task": task.name, "role": rows.role})
+        return Engine(name, str(folder), options={"task": task.plain(), "role": rows.role})
     made = out / "exports" / name
     export_model(folder, task, runtime, made, sample_texts=rows.texts[:SAMPLE])
     return Engine(name, str(made), str(FORMATS[runtime].loader), {"role": rows.role})

@@ -30,6 +30,7 @@ DOCS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").
 SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 PAGES = {"README.md": (ROOT / "README.md").read_text(encoding="utf-8"), **DOCS}
 TESTED_ELSEWHERE = {"add-a-criterion.md", "language-models.md"}
+FRAGMENTS = {"endpoint-teachers.md", "exports.md"}  # need a server, or a run's folders
 EXAMPLES = {
     "add-a-task.md": "my_task",
     "add-a-loss.md": "my_loss",
@@ -112,7 +113,15 @@ def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_each_page_with_code_has_its_test() -> None:
     with_code = {page for page in PAGES if blocks(page, "python")}
-    assert with_code == {"quickstart.md", *EXAMPLES, *TESTED_ELSEWHERE}
+    assert with_code == {"quickstart.md", *EXAMPLES, *FRAGMENTS, *TESTED_ELSEWHERE}
+
+
+@pytest.mark.parametrize("page", sorted(FRAGMENTS))
+def test_what_fragments_import_is_there(page: str) -> None:
+    for code in blocks(page, "python"):
+        compile(code, page, "exec")
+        lines = [line for line in code.splitlines() if line.startswith(("from ", "import "))]
+        exec("\n".join(lines), {})
 
 
 def test_the_quickstart_from_python(capsys: pytest.CaptureFixture[str]) -> None:

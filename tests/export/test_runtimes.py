@@ -103,6 +103,12 @@ def test_a_fresh_process_decides_alike(fmt: str, task: str, exported: Exported) 
         np.testing.assert_allclose(np.asarray(given), expected, atol=1e-4)
 
 
+def test_openvino_sends_no_statistics(exported: Exported) -> None:
+    needs("openvino")
+    _, folder, _ = exported("bert", "classification", "openvino")
+    assert fresh(folder, TEXTS[:1], "openvino_telemetry.main,openvino")["loaded"] == ["openvino"]
+
+
 def test_openvino_is_timed_under_its_own_name(exported: Exported) -> None:
     needs("openvino")
     _, folder, _ = exported("bert", "classification", "openvino")
