@@ -48,9 +48,9 @@ def compared(
     """
     import numpy as np
 
-    from ..eval.compare import resample
     from ..eval.data import Data
     from ..eval.metrics import get_metric
+    from ..eval.resampling import resample
     from .extensions import import_extensions
 
     import_extensions(imports)
