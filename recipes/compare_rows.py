@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..eval.compare import Interval, over_seeds, resample
+from ..eval.compare import Interval, over_seeds
 from ..eval.errors import PareError, RecipeError, RunError
 from ..eval.metrics import METRICS, Metric, Statistics, get_metric
+from ..eval.resampling import resample
 from ..eval.tasks import get_task
 
 if TYPE_CHECKING:
