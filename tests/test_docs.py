@@ -160,7 +160,7 @@ def test_a_task_and_a_format_of_ones_own_in_one_run(examples: Path) -> None:
     assert cli.main(["check", "same.yaml", "--import", "my_task"]) == 0
     words = ["run", "same.yaml", "--smoke", "export=[half]"]
     assert cli.main([*words, "--import", "my_task", "--import", "my_format"]) == 0
-    report = read_report(examples / "runs" / "same")
+    report = read_report(examples / "runs" / "same-smoke")
     assert report["quality"]["metric"] == "matthews"
     (half,) = report["exports"]
     assert half["format"] == "half" and half["flip_rate"] <= 0.005
