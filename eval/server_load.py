@@ -193,7 +193,7 @@ class RateSearch:
     def _next(self) -> float | None:
         if self.runs >= RUNS:
             return None
-        far = STEP ** (2 ** (self.runs - 1))
+        far: float = STEP ** (2 ** (self.runs - 1))
         if not self.met:
             return max(self.missed / far, self.lowest) if self.missed > self.lowest else None
         if self.missed == math.inf:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -41,9 +41,9 @@ class StaticEmbeddings:
         """The input embeddings of a model."""
         from tokenizers import Tokenizer
 
-        weight = model.backbone.get_input_embeddings().weight  # type: ignore[operator, union-attr]
+        layer: Any = model.backbone.get_input_embeddings()
         own = Tokenizer.from_str(model.tokenizer.backend_tokenizer.to_str())  # a copy to change
-        return cls(own, weight.detach().float().cpu().numpy())
+        return cls(own, layer.weight.detach().float().cpu().numpy())
 
     def embed(
         self, texts: Sequence[str], progress: Callable[[int], None] | None = None
@@ -65,7 +65,7 @@ class StaticEmbeddings:
     def flops(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """FLOPs of each row's mean and its scaling: d (T + 3) for T tokens, (n,)."""
         tokens = np.asarray([len(ids) for ids in self._ids(texts)], dtype=np.int64)
-        return self.table.shape[1] * (tokens + 3)
+        return np.asarray(self.table.shape[1] * (tokens + 3), dtype=np.int64)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)

@@ -76,10 +76,14 @@ class Tfidf:
         from safetensors.numpy import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        said = {"longest": self.bag.longest, "strength": self.strength}
-        said |= {"terms": list(self.bag.places)}
+        said: dict[str, Any] = {"longest": self.bag.longest, "strength": self.strength}
+        said["terms"] = list(self.bag.places)
         (folder / SETTINGS).write_text(json.dumps(said, ensure_ascii=False), encoding="utf-8")
-        parts = {"rarity": self.rarity, "weights": self.weights, "offsets": self.offsets}
+        parts: dict[str, Any] = {
+            "rarity": self.rarity,
+            "weights": self.weights,
+            "offsets": self.offsets,
+        }
         save_file(parts, folder / WEIGHTS)
 
     @classmethod

@@ -107,7 +107,7 @@ def measure(
         raise RecipeError(f"Unknown scenario '{unknown[0]}'; known: {', '.join(SCENARIOS)}.")
     if server_ms is not None and "single_stream" not in scenarios:
         raise RecipeError("The server scenario starts from single_stream's times; measure it too.")
-    state = machine_state()
+    state: dict[str, float | None] = {**machine_state()}
     with contextlib.ExitStack() as stack:
         workers: list[Worker] = []
         about = []
@@ -200,8 +200,8 @@ def _summary(turns: Sequence[dict[str, Any]], each: int) -> dict[str, Any]:
 
 def _energy(turns: Sequence[dict[str, Any]], each: int) -> dict[str, Any]:
     """Joules of a row over all turns; None if one was not counted."""
-    spent = [turn.get("joules") for turn in turns]
-    if any(joules is None for joules in spent):
+    spent = [turn["joules"] for turn in turns if turn.get("joules") is not None]
+    if len(spent) < len(turns):
         return {"energy_joules": None, "energy_source": None}
     joules = sum(spent) / (each * len(turns))
     return {"energy_joules": joules, "energy_source": turns[0]["energy_source"]}
