@@ -186,7 +186,9 @@ def _notes(runs: Sequence[Run]) -> list[str]:
     if len(machines) > 1:
         notes.append("The runs were timed on different machines: latencies do not compare.")
     if any(run.report["smoke"] for run in runs):
-        notes.append("Smoke runs are among them: their models are random, their figures nothing.")
+        notes.append(
+            "Smoke runs are among them: their models are random, their figures mean nothing."
+        )
     return notes
 
 

@@ -193,11 +193,14 @@ def print_comparison(found: Comparison, console: Console) -> None:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD)
-    shown = (0, 1, 2, 3, 4, 5, 8, 9)
+    shown = (0, 2, 3, 4, 5, 9)  # what 80 columns have room for
     for place, number in enumerate(shown):
-        table.add_column(columns(found)[number], justify="right" if place > 1 else "left")
-    for row in rows(found):
-        table.add_row(*(Text(row[number]) for number in shown))
+        table.add_column(columns(found)[number], justify="right" if place else "left")
+    table.add_column("verdict")
+    for entry, row in zip(found.entries, rows(found), strict=True):
+        report = entry.run.report
+        outcome = "not judged" if report["smoke"] else str(report["verdict"])
+        table.add_row(*(Text(row[number]) for number in shown), Text(outcome))
     console.print(table)
     metric = figures.metric_name(found.metric)
     for one in difference_rows(found):
