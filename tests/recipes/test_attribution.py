@@ -22,7 +22,7 @@ from paredown.eval.holm import holm
 from paredown.eval.mcnemar import mcnemar
 from paredown.eval.metrics import score_texts
 from paredown.eval.tasks import get_task
-from paredown.export import load
+from paredown.export.runner import load
 from paredown.recipes import contenders
 from paredown.recipes.api import run
 from paredown.recipes.attribution import on_the_way, round_of
