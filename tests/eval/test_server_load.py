@@ -82,7 +82,7 @@ def test_the_search_ends_near_the_highest_rate(
     assert 1 <= search.runs <= RUNS
     true = predicted_rate(slower * services, search.gaps, times * mean)
     assert search.met <= 1.001 * true
-    assert search.met >= 0.75 * true
+    assert search.met >= 0.6 * true
     assert quantile(search.latencies, 0.99) <= times * mean
 
 
