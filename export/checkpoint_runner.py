@@ -67,7 +67,9 @@ class CheckpointRunner:
         progress: Callable[[int], None] | None = None,
     ) -> NDArray[np.float32]:
         """Class logits or embeddings of texts, (n, W) float32; see `TextModel.predict`."""
-        tokens = {} if batch is None else {"batch_tokens": batch * self.model.encoding.max_length}
+        tokens: dict[str, Any] = (
+            {} if batch is None else {"batch_tokens": batch * self.model.encoding.max_length}
+        )
         role = role or self.settings["role"]
         return self.model.predict(texts, pairs, str(role), progress=progress, **tokens)
 

@@ -199,7 +199,7 @@ def calibration_shift(before: NDArray[np.float32], after: NDArray[np.float32]) -
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    return shifted / shifted.sum(1, keepdims=True)
+    return np.asarray(shifted / shifted.sum(1, keepdims=True), dtype=np.float64)
 
 
 def measured(folder: Path) -> dict[str, Any]:
