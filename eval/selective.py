@@ -52,7 +52,7 @@ def risk_coverage(
     levels, kind = np.unique(said, return_inverse=True)
     rows = np.bincount(kind)[::-1].astype(np.int64)  # the surest first
     wrong = np.bincount(kind, 1 - hits)[::-1].astype(np.int64)
-    answered, failed = np.cumsum(rows), np.cumsum(wrong)
+    answered, failed = (np.cumsum(part, dtype=np.int64) for part in (rows, wrong))
     kept = _spread(len(levels), points)
     return Selective(
         threshold=levels[kept],
