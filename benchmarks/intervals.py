@@ -6,8 +6,8 @@
 Coverage: a truth is chosen, test rows are drawn from it a thousand times, and each time the
 interval is made as a run makes it (1,000 resamples instead of 10,000). A 95 % interval should hold
 the truth in 95 % of the experiments; the table's "peer" is that share, and "ours" what was counted.
-The last cases are of losses so rare that a few rows hardly show any: a percentile interval is too
-narrow there, and the page says by how much.
+The last cases are of losses so rare that a few rows hardly show any, where an interval may have no
+width; they are told apart from the others.
 
 Speed: 10,000 resamples of 100,000 rows, ours and scipy.stats.bootstrap (paired, percentile), in one
 process on one core.

@@ -317,7 +317,7 @@ def _right(judged: Decided | Ranking | Texts) -> npt.NDArray[np.bool_]:
         return np.asarray(judged.decisions == judged.labels)
     if isinstance(judged, Ranking):
         return np.asarray(judged.grades[:, 0] > 0)
-    return text_metrics.exact_match(judged) == 1
+    return np.asarray(text_metrics.exact_match(judged) == 1)
 
 
 def ranking_metric(name: str, judge: Callable[[Ranking, int], Floats], depth: int) -> Metric:

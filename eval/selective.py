@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .calibration import checked
-from .ranking import Floats
+from .ranking import Floats, Rows
 
 POINTS = 100
 """Thresholds that a report shows, at most."""
@@ -50,9 +50,9 @@ def risk_coverage(
     """
     said, hits = checked(confidences, right)
     levels, kind = np.unique(said, return_inverse=True)
-    rows = np.bincount(kind)[::-1]  # the surest first
-    wrong = np.bincount(kind, 1 - hits)[::-1]
-    answered, failed = np.cumsum(rows), np.cumsum(wrong)
+    rows = np.bincount(kind)[::-1].astype(np.int64)  # the surest first
+    wrong = np.bincount(kind, 1 - hits)[::-1].astype(np.int64)
+    answered, failed = (np.cumsum(part, dtype=np.int64) for part in (rows, wrong))
     kept = _spread(len(levels), points)
     return Selective(
         threshold=levels[kept],
@@ -77,7 +77,7 @@ def _spread(count: int, points: int) -> npt.NDArray[np.int64]:
     return np.unique(np.linspace(0, count - 1, min(count, points)).round().astype(np.int64))
 
 
-def _area(rows: Floats, wrong: Floats, answered: Floats, failed: Floats) -> float:
+def _area(rows: Rows, wrong: Rows, answered: Rows, failed: Rows) -> float:
     """Mean risk over all coverages, rows of one confidence in the mean of all their orders.
 
     Args:

@@ -30,7 +30,7 @@ def right_rows(metric: Metric, score: Scores) -> NDArray[np.bool_] | None:
 
 def shown_sides(contenders: Sequence[Contender]) -> dict[str, str]:
     """Sides of the report by contender: teacher, student (the first seed's), each export."""
-    found = {}
+    found: dict[str, str] = {}
     for contender in contenders:
         if contender.side == "student" and "student" not in found.values():
             found[contender.name] = "student"
