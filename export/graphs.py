@@ -80,8 +80,7 @@ class StepGraph(nn.Module):
 
 def _filled(past: list[Tensor]) -> Any:
     """A cache that holds all tokens in every layer: sliding windows are left to the mask."""
-    from transformers import DynamicCache
-    from transformers import cache_utils
+    from transformers import DynamicCache, cache_utils
 
     make: Any = cache_utils.DynamicLayer
     cache = DynamicCache()
