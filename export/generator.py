@@ -10,12 +10,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-if __package__:
+if TYPE_CHECKING or __package__:
     from .predict import PredictError, open_session
 else:  # in an exported folder, where that file is called rows.py
     from rows import PredictError, open_session

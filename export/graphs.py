@@ -63,7 +63,8 @@ class StepGraph(nn.Module):
             (B, K, P + T, D).
         """
         seen = past[0].shape[2] + input_ids.shape[1]
-        torch._check(attention_mask.shape[1] == seen)
+        check: Any = torch._check
+        check(attention_mask.shape[1] == seen)
         cache = _filled(past)
         out = self.backbone(
             input_ids=input_ids,
@@ -79,12 +80,12 @@ class StepGraph(nn.Module):
 
 def _filled(past: list[Tensor]) -> Any:
     """A cache that holds all tokens in every layer: sliding windows are left to the mask."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
+    from transformers import DynamicCache, cache_utils
 
+    make: Any = cache_utils.DynamicLayer
     cache = DynamicCache()
     for keys, values in zip(past[::2], past[1::2], strict=True):
-        layer: Any = DynamicLayer()
+        layer = make()
         layer.dtype, layer.device = keys.dtype, keys.device
         layer.keys, layer.values, layer.is_initialized = keys, values, True
         cache.layers.append(layer)

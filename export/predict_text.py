@@ -20,9 +20,9 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-if __package__:
+if TYPE_CHECKING or __package__:
     from .generator import Generator
     from .predict import FORMATS, PredictError, Row, read_rows
 else:  # in an exported folder, where export/predict.py is called rows.py

@@ -89,13 +89,12 @@ class ExecutorchSession:
     runtime = "executorch"
 
     def __init__(self, folder: Path, inputs: Sequence[str], threads: int | None = None) -> None:
-        from executorch.runtime import Runtime
-
+        runtime: Any = importlib.import_module("executorch.runtime")
         require_files(folder, ("model.pte",))
         if threads is not None:
             _set_threads(threads)
         try:
-            program = Runtime.get().load_program(folder / "model.pte")
+            program = runtime.Runtime.get().load_program(folder / "model.pte")
             self.method = program.load_method("forward")
         except RuntimeError as error:
             raise RunError(f"model.pte of '{folder}' cannot be loaded: {error}") from error
@@ -115,8 +114,7 @@ class ExecutorchSession:
 
 
 def _set_threads(threads: int) -> None:
-    from executorch.extension.pybindings import portable_lib
-
+    portable_lib = importlib.import_module("executorch.extension.pybindings.portable_lib")
     set_threads = getattr(portable_lib, "_threadpool_set_num_threads", None)
     if set_threads is not None:
         set_threads(threads)

@@ -61,7 +61,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise _wrong(folder, "is no JSON object")
     version = found.get("version")
-    if not _is(version, int) or version < 1:
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise _wrong(folder, "has no version")
     if version > SETTINGS_VERSION:
         raise RunError(

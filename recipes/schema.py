@@ -507,7 +507,9 @@ class Recipe(Section):
     @property
     def formats(self) -> list[tuple[str, dict[str, Any]]]:
         """Each format to export to, in order, with the options that are given for it."""
-        pairs = [{one: {}} if isinstance(one, str) else one for one in self.export]
+        pairs: list[dict[str, dict[str, Any]]] = [
+            {one: {}} if isinstance(one, str) else one for one in self.export
+        ]
         return [(name, dict(options)) for one in pairs for name, options in one.items()]
 
     @field_validator("task")

@@ -87,8 +87,8 @@ def answers(checkpoint: Path, texts: list[str]) -> list[Generated]:
     [
         ("llama", "onnx"),
         ("gemma3_text", "onnx"),
-        ("mistral", "onnx"),
-        ("qwen2", "openvino"),
+        pytest.param("mistral", "onnx", marks=pytest.mark.slow),
+        pytest.param("qwen2", "openvino", marks=pytest.mark.slow),
         ("qwen3", "openvino"),
         ("qwen3", "safetensors"),
     ],
