@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..eval.errors import RunError
+from .formats import FORMATS
 from .verify import MANIFEST, ROWS, VERSION, ask, machine, scores_of, sha256
 
 if TYPE_CHECKING:
@@ -47,15 +48,15 @@ def write_golden(folder: Path, fmt: str, model: Any, rows: Sequence[Mapping[str,
 
     Args:
         folder: Of the export; its files are complete.
-        fmt: The format's name. One that ends in ``int8`` is not held to the values, which depend
-            on the processor.
+        fmt: The format's name. One in int8 is not held to the values, which depend on the
+            processor.
         model: The export as it is run: ``settings``, ``signal`` or ``generate``, and ``runtime``.
         rows: Each with ``text`` and perhaps ``text_pair``; at least one.
 
     Raises:
         RunError: If a value is not finite.
     """
-    signal, exact = str(model.settings["signal"]), not fmt.endswith("int8")
+    signal, exact = str(model.settings["signal"]), FORMATS[fmt].precision == "fp32"
     said = ask(model, rows)
     if isinstance(said, list):
         lines = [{**row, "decision": text} for row, text in zip(rows, said, strict=True)]

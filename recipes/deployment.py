@@ -15,6 +15,7 @@ from . import figures
 from .export_folder import as_text, check_target, place
 from .extensions import import_extensions
 from .finished_run import FinishedRun, open_run
+from .generation_rules import generates
 from .progress import Display
 from .stage_evaluate_export import evaluate_export_stage, measured
 from .stage_export import EXPORTED, export_facts, export_stage
@@ -143,7 +144,7 @@ def _limit(run: FinishedRun, fmt: str, flip_rate: float | None, strict: bool) ->
     """The share of flips that is allowed, or None where nobody states one."""
     if flip_rate is not None:
         return flip_rate
-    judged = strict or not fmt.endswith("int8")
+    judged = strict or FORMATS[fmt].precision == "fp32"
     return float(run.recipe.evaluate.flip_rate) if judged else None
 
 
@@ -151,13 +152,18 @@ def _stage(store: Store, run: FinishedRun, fmt: str, base: str | None) -> Stage:
     """The export stage, as the run itself would make it."""
     data, student = run.stage("data"), run.student
     checkpoint = student.path / CHECKPOINT
+    writes = run.recipe.generation if generates(run.recipe) else None
+    options = dict(run.recipe.formats)
 
     def stage(name: str, of: Folder | None = None) -> Stage:
-        return export_stage(run.recipe.task, name, data, student, checkpoint, base=of)
+        return export_stage(
+            run.recipe.task, name, data, student, checkpoint,
+            base=of, options=options.get(name), writes=writes,
+        )  # fmt: skip
 
     if base is None or base not in FORMATS:
         return stage(fmt)
-    if base in run.recipe.export:
+    if base in options:
         return stage(fmt, run.stage(f"export-{base}"))
     try:
         return stage(fmt, store.found(stage(base)))
