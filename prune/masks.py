@@ -20,6 +20,7 @@ from ..eval.errors import RecipeError, RunError
 from ..eval.models import TextModel
 from .anatomy import anatomy_of
 from .calibration import LayerRunner, batches_of
+from .least_squares import full_precision
 from .modules import Linear
 
 if TYPE_CHECKING:
@@ -152,7 +153,8 @@ def _grams(
         def hook(path: str, mask: Tensor = mask) -> Any:
             def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
                 read = args[0][mask].float()
-                found[path] += (read.T @ read).double().cpu()
+                with full_precision(read.device):
+                    found[path] += (read.T @ read).double().cpu()
 
             return note
 
