@@ -306,3 +306,11 @@ def test_a_trial_whose_metric_is_far_below_goes_first() -> None:
     other = trial("ccc", [0.7] * 4, 0.1)
     assert best_of([good, bad, other], 2, "flops") == [good, other]
     assert bad.out == "metric 0.500 on validation rows"
+
+
+def test_a_metric_that_is_far_below_drops_the_one_that_agrees_most() -> None:
+    parrot = trial("a", [0.8] * 4, 0.1, metric=0.5)
+    near, far = trial("bb", [0.79] * 4, 0.1), trial("ccc", [0.6] * 4, 0.05)
+    assert best_of([parrot, near, far], 1, "flops") == [near]  # told apart from it, not from a
+    assert parrot.out == "metric 0.500 on validation rows"
+    assert far.out == "agreement 0.6000"
