@@ -85,6 +85,23 @@ def test_sparsegpt_leaves_less_error_than_removing_alone(
     assert error(found) < 0.7 * error(plain)
 
 
+@pytest.mark.parametrize(
+    ("text", "width"), [("1:3", 192), ("2:6", 258), ("3:5", 160), ("60:130", 260), ("64:128", 256)]
+)
+def test_groups_of_any_size_go_with_maps_of_any_width(text: str, width: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    read = torch.randn(600, width, generator=draw, dtype=torch.float64)
+    read[:, 1:] += 0.8 * read[:, :-1]
+    weight = torch.randn(4, width, generator=draw, dtype=torch.float64)
+    kept, group = map(int, text.split(":"))
+    pattern, gram = pattern_of(text), read.T @ read
+    found = _sparsegpt(weight, gram, pattern)
+    assert ((found.reshape(4, -1, group) != 0).sum(-1) == kept).all()
+    plain = weight * _kept(weight.abs() * gram.diagonal().sqrt(), pattern)
+    left, more = (float(((read @ (weight - new).T) ** 2).sum()) for new in (found, plain))
+    assert left < 0.9 * more
+
+
 def test_one_weight_removed_is_the_optimal_brain_surgeons() -> None:
     """Of the last two columns, removing the first: the other takes over what least squares says."""
     draw = torch.Generator().manual_seed(1)
