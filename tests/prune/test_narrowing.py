@@ -81,8 +81,14 @@ def test_a_fit_brings_what_remains_nearer(
     plain = prune_model(model, TEXTS, compensate=False, **NARROW[kind])  # type: ignore[arg-type]
     found = pruned.facts["distance"]
     assert found["as_cut"] == pytest.approx(plain.facts["distance"]["as_cut"], rel=1e-4)
+    _, held = sample_rows(model, TEXTS, None, None, 1024, 0)
+    rows = batches_of(model, held)
+    whole, *others = (signals(m, rows, "fp32") for m in (model, pruned.model, plain.model))
+    given, as_cut = (calibration.distance(model.signal, whole, other) for other in others)
+    assert as_cut == pytest.approx(found["as_cut"], rel=1e-3, abs=1e-6)
+    assert given == pytest.approx(min(found["as_cut"], found["fitted"]), rel=1e-3, abs=1e-6)
     if "experts" in NARROW[kind]:  # a router that asks others is no matter of least squares
-        assert found["fit_used"] == (found["fitted"] < found["as_cut"])
+        assert given <= as_cut * (1 + 1e-6)
     else:
         assert found["fitted"] < 0.95 * found["as_cut"]
     after = pruned.facts["shapes"]["after"]
