@@ -79,7 +79,8 @@ def prune_model(
         importance: A criterion of `criteria.CRITERIA` that chooses what is kept; None for what can
             best be written by what stays.
         loss: For the criteria that ask one.
-        compensate: Whether what remains is fitted to what was cut.
+        compensate: Whether what remains is fitted to what was cut, where that comes nearer to the
+            original on held-out rows. Nothing is fitted to layers or experts that a mixture lost.
         calibration_rows: Rows to fit on, at most.
         round_to: FFN and hidden width are rounded to a multiple of this; None for 8, or 64 for
             models of over 100 M parameters.

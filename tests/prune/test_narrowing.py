@@ -98,6 +98,19 @@ def test_a_fit_brings_what_remains_nearer(
     save_model(pruned.model, tmp_path / "small")
 
 
+@pytest.mark.parametrize("sizes", [{"layers": [0, 2]}, {"experts": 4}, {"layers": 2, "experts": 4}])
+def test_layers_and_experts_of_a_mixture_are_not_fitted_and_it_is_said(
+    sizes: dict[str, Any], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = text_model("qwen3_moe", tokenizer)
+    pruned = prune_model(model, TEXTS, **sizes)
+    plain = prune_model(model, TEXTS, compensate=False, **sizes)
+    for one in (pruned, plain):
+        assert one.facts["distance"]["fit_used"] is False and "fitted" not in one.facts["distance"]
+    weights = plain.model.state_dict()
+    assert all(torch.equal(value, weights[n]) for n, value in pruned.model.state_dict().items())
+
+
 def test_all_axes_at_once(tokenizer: PreTrainedTokenizerFast, tmp_path: Any) -> None:
     model = text_model("llama", tokenizer)
     sizes = {"layers": 2, "intermediate_size": 24, "hidden_size": 16, "kv_heads": 1}
