@@ -91,6 +91,11 @@ def prune_model(
         RecipeError: If the architecture cannot be cut so, or a cut would have no effect.
     """
     anatomy = anatomy_of(model.config)
+    if len(anatomy.stacks) > 1:
+        raise RecipeError(
+            f"A {anatomy.model_type} is an encoder and a decoder; calibration runs one stack of "
+            "layers: choose what is kept yourself, and cut it with `cut_backbone`."
+        )
     parameters = sum(p.numel() for p in model.parameters())
     asked = {
         "layers": layers,
