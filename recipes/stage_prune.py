@@ -17,7 +17,7 @@ from ..eval.data import Data
 from ..eval.models import Row, TextModel, load_model
 from ..eval.tasks import get_task
 from ..prune import CRITERIA, compose, mask_model, pattern_of, prune_model
-from ..prune.calibration import sample_rows
+from ..prune.calibration import MAX_TOKENS, drawn_sample
 from .language_data import calibration_stream, vocabulary_texts
 from .schema import Generation, Prune, Recipe
 from .stage_teacher import CHECKPOINT, identity, model_options, teacher_checkpoint
@@ -152,6 +152,8 @@ def _cut(
         seed=recipe.seed,
         precision=recipe.capture.precision,
     )
+    if said := pruned.facts.get("calibration"):
+        _tell_dropped(said["rows"], said["dropped_rows"])
     return pruned.model, {"index_map": pruned.index_map, **pruned.facts}
 
 
@@ -164,9 +166,20 @@ def _mask(
     rows: list[Row] = []
     if method != "magnitude":
         columns = _columns(chosen, prune, recipe.seed)
-        rows, _ = sample_rows(model, *columns, prune.calibration_rows, recipe.seed)
+        drawn = drawn_sample(model, *columns, prune.calibration_rows, recipe.seed)
+        rows = drawn.fitting
+        _tell_dropped(len(rows), drawn.dropped)
     masked, facts = mask_model(model, rows, method, pattern, recipe.capture.precision)
     return masked, {**facts, "pattern": prune.mask.pattern}
+
+
+def _tell_dropped(rows: int, dropped: int) -> None:
+    """Says in the stage's log that fewer rows calibrate than the recipe asks for."""
+    if dropped:
+        print(
+            f"Calibrated on {rows} rows: {dropped} more would have over {MAX_TOKENS} tokens, whose "
+            "states are held in memory."
+        )
 
 
 def _columns(

@@ -239,6 +239,12 @@ def test_tokens_are_bounded(tiny_model: Make, monkeypatch: pytest.MonkeyPatch) -
     model = tiny_model("bert", get_task("retrieval"))
     rows, _ = sample_rows(model, TEXTS, None, None, 50, 0)
     assert 0 < sum(len(row["input_ids"]) for row in rows) <= 100
+    facts = prune_model(model, TEXTS, layers=1, calibration_rows=40).facts["calibration"]
+    assert facts["tokens"] <= 100
+    assert facts["rows"] + facts["dropped_rows"] == 40
+    monkeypatch.setattr(calibration_module, "MAX_TOKENS", 131_072)
+    facts = prune_model(model, TEXTS, layers=1, calibration_rows=40).facts["calibration"]
+    assert facts["rows"] == 40 and facts["dropped_rows"] == 0
 
 
 def test_held_out_rows_are_not_fitted_on(tiny_model: Make) -> None:

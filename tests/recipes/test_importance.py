@@ -12,7 +12,7 @@ import pytest
 
 from paredown.eval.models import TextModel
 from paredown.eval.tasks import get_task
-from paredown.prune import axis_importance
+from paredown.prune import axis_importance, calibration
 from paredown.prune.calibration import batches_of
 from paredown.recipes import stage_prune
 from paredown.recipes.api import run
@@ -54,11 +54,14 @@ def test_a_recipe_cuts_by_its_criterion(
     tiny_checkpoint: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    words, given = ("open", "close", "find"), []
-    for split, count in (("train", 48), ("test", 24)):
+    words, things, given = ("open", "close", "find"), ("file", "list", "key", "bank"), []
+    for split, numbers in (("train", range(48)), ("test", range(48, 72))):
         rows = [
-            {"text": f"{words[i % 3]} the bank account {split} {i}", "label": words[i % 3]}
-            for i in range(count)
+            {
+                "text": f"{words[i % 3]} the {things[i % 4]}" + " a" * (i // 12),
+                "label": words[i % 3],
+            }
+            for i in numbers
         ]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     cut = stage_prune.prune_model
@@ -68,6 +71,7 @@ def test_a_recipe_cuts_by_its_criterion(
         return cut(*args, **kwargs)
 
     monkeypatch.setattr(stage_prune, "prune_model", watched)
+    monkeypatch.setattr(calibration, "MAX_TOKENS", 100)
     recipe = {
         "name": "by-criterion",
         "task": "classification",
@@ -85,3 +89,7 @@ def test_a_recipe_cuts_by_its_criterion(
     facts = json.loads((result.folder / "stages" / "prune" / "prune.json").read_text())
     importance = facts["layers"]["importance"]
     assert facts["index_map"]["layers"] == [int(np.argmax(importance))]
+    assert facts["calibration"]["rows"] + facts["calibration"]["dropped_rows"] == 16
+    assert facts["calibration"]["tokens"] <= 100 and facts["calibration"]["dropped_rows"] > 0
+    log = (result.folder / "stages" / "prune" / "log.txt").read_text()
+    assert f"Calibrated on {facts['calibration']['rows']} rows" in log
