@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,22 @@ HELD_OUT = 256
 """Rows kept aside to measure a cut on, at most; and at most a fifth of what there is."""
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Tokenised rows that were drawn.
+
+    Attributes:
+        fitting: To fit on; fewer than asked where there are no more distinct ones, or where they
+            would have more than `MAX_TOKENS` tokens.
+        held: To measure on.
+        dropped: Distinct rows that were drawn to fit on and left out, for their tokens.
+    """
+
+    fitting: list[Row]
+    held: list[Row]
+    dropped: int
+
+
 def sample_rows(
     model: TextModel,
     texts: Sequence[str],
@@ -35,6 +52,19 @@ def sample_rows(
     count: int,
     seed: int,
 ) -> tuple[list[Row], list[Row]]:
+    """Rows to fit on, and held-out rows; see `drawn_sample`."""
+    found = drawn_sample(model, texts, pairs, roles, count, seed)
+    return found.fitting, found.held
+
+
+def drawn_sample(
+    model: TextModel,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    roles: str | Sequence[str] | None,
+    count: int,
+    seed: int,
+) -> Sample:
     """Draws rows to fit on and other rows to measure on, tokenised.
 
     Args:
@@ -44,10 +74,6 @@ def sample_rows(
         roles: One role for all texts or one for each; None for ``text``.
         count: Rows to fit on.
         seed: Of the draw.
-
-    Returns:
-        Rows to fit on (fewer than ``count`` where there are no more distinct ones, or where they
-        would have more than `MAX_TOKENS` tokens), and held-out rows.
 
     Raises:
         RecipeError: If there are fewer than two distinct rows.
@@ -67,9 +93,10 @@ def sample_rows(
             "task's training texts, a few hundred or more."
         )
     held = rows[: max(1, min(HELD_OUT, len(rows) // 5))]
-    tokens = np.cumsum([len(row["input_ids"]) for row in rows[len(held) :]])
-    fitting = rows[len(held) :][: max(1, int(np.searchsorted(tokens, MAX_TOKENS, "right")))]
-    return fitting[:count], held
+    wanted = rows[len(held) :][:count]
+    tokens = np.cumsum([len(row["input_ids"]) for row in wanted])
+    fitting = wanted[: max(1, int(np.searchsorted(tokens, MAX_TOKENS, "right")))]
+    return Sample(fitting, held, len(wanted) - len(fitting))
 
 
 def batches_of(model: TextModel, rows: Sequence[Row]) -> list[dict[str, Tensor]]:

@@ -11,9 +11,13 @@ criterion             score of an index                             source
 ``ablation``          the loss without it, less the loss with it    –
 ====================  ============================================  ========================
 
-All stream over calibration batches: memory is that of one batch and of the scores. ``taylor`` and
-``ablation`` ask a loss that is handed in. Without a criterion, `prune_model` chooses by how well
-least squares can make up for what goes.
+All go over calibration batches one by one: memory is that of one batch (with its gradients, for
+``taylor``), of the scores and, for ``ablation``, of all rows' answers. What `prune_model` fits
+beside them holds the states of all calibration tokens, of `calibration.MAX_TOKENS` at most.
+
+``taylor`` asks a loss that is handed in; ``ablation``'s is the distance to the whole model's
+answers, unless one is handed in. Without a criterion, `prune_model` chooses by how well least
+squares can make up for what goes.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ class Calibrated:
             self._runner.known = None
         unfit = unfitted(narrowed.plain, self.anatomy, kept, channels)
         found: dict[str, Any] = {"measure": _MEASURES[self.model.signal]}
-        found |= {"as_cut": self.held.distance(unfit, self.anatomy, kept)}
+        found |= {"as_cut": self.held.distance(unfit, self.anatomy, kept), "fit_used": False}
         if compensate or narrowed.fitted is not narrowed.plain:
             found["fitted"] = self.held.distance(source, self.anatomy, kept)
             found["fit_used"] = found["fitted"] < found["as_cut"]

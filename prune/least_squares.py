@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,9 +48,11 @@ class Moments:
             target: (N, H).
             weight: (N,), above 0.
         """
-        if not len(features):
-            return
-        features, target, weight = features.float(), target.float(), weight.float()
+        if len(features):
+            with full_precision(features.device):
+                self._note(features.float(), target.float(), weight.float())
+
+    def _note(self, features: Tensor, target: Tensor, weight: Tensor) -> None:
         if self._shift is None:
             self._shift = features.mean(0), target.mean(0)
         row = features - self._shift[0], target - self._shift[1], weight
@@ -105,6 +108,16 @@ class Moments:
             found.append(part.add_(middle))
         scale = (torch.cat([_on_cpu(row[2]) for row in self.rows]) / self._weight).sqrt_()
         return found[0].mul_(scale[:, None]), found[1].mul_(scale[:, None])
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Runs a block outside autocast, for sums that hooks make within a forward pass.
+
+    A product rounded to bf16 is no longer that of any data: it can have negative eigenvalues.
+    """
+    with torch.autocast(device.type, enabled=False):
+        yield
 
 
 def _zeros(*shape: int) -> Tensor:

@@ -20,6 +20,7 @@ from ..eval.errors import RecipeError, RunError
 from ..eval.models import TextModel
 from .anatomy import anatomy_of
 from .calibration import LayerRunner, batches_of
+from .least_squares import full_precision
 from .modules import Linear
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 Method = Literal["magnitude", "wanda", "sparsegpt"]
 BLOCK = 128
-"""Columns between two updates of SparseGPT, as in its paper."""
+"""Columns between two updates of SparseGPT, as in its paper; fewer where groups are to be whole."""
 DAMPING = 0.01
 """SparseGPT's: added to the diagonal of X Xᵀ, relative to its mean."""
 
@@ -152,7 +153,8 @@ def _grams(
         def hook(path: str, mask: Tensor = mask) -> Any:
             def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
                 read = args[0][mask].float()
-                found[path] += (read.T @ read).double().cpu()
+                with full_precision(read.device):
+                    found[path] += (read.T @ read).double().cpu()
 
             return note
 
@@ -193,9 +195,10 @@ def _sparsegpt(weight: Tensor, gram: Tensor, pattern: Pattern) -> Tensor:
     weight[:, dead] = 0
     gram = gram + DAMPING * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
     inverse = torch.linalg.cholesky(torch.linalg.inv(gram), upper=True)
-    width = weight.shape[1]
-    for start in range(0, width, BLOCK):
-        end = min(start + BLOCK, width)
+    width, group = weight.shape[1], pattern.group or 1
+    block = max(1, BLOCK // group) * group  # a group is chosen at once, so it lies in one block
+    for start in range(0, width, block):
+        end = min(start + block, width)
         errors = torch.zeros(len(weight), end - start, dtype=weight.dtype)
         keep = torch.ones(len(weight), end - start, dtype=torch.bool)
         if not pattern.group:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ..eval.errors import RecipeError
 from ..eval.models import TextModel
 from .anatomy import anatomy_of
-from .calibration import sample_rows
+from .calibration import drawn_sample
 from .fitting import Calibrated
 from .plan import Cut, IndexMap
 from .scores import Loss
@@ -79,8 +79,10 @@ def prune_model(
         importance: A criterion of `criteria.CRITERIA` that chooses what is kept; None for what can
             best be written by what stays.
         loss: For the criteria that ask one.
-        compensate: Whether what remains is fitted to what was cut.
-        calibration_rows: Rows to fit on, at most.
+        compensate: Whether what remains is fitted to what was cut, where that comes nearer to the
+            original on held-out rows. Nothing is fitted to layers or experts that a mixture lost.
+        calibration_rows: Rows to fit on, at most; fewer where they would have more than
+            `calibration.MAX_TOKENS` tokens, whose states are held in memory.
         round_to: FFN and hidden width are rounded to a multiple of this; None for 8, or 64 for
             models of over 100 M parameters.
         seed: Of the sample.
@@ -90,6 +92,11 @@ def prune_model(
         RecipeError: If the architecture cannot be cut so, or a cut would have no effect.
     """
     anatomy = anatomy_of(model.config)
+    if len(anatomy.stacks) > 1:
+        raise RecipeError(
+            f"A {anatomy.model_type} is an encoder and a decoder; calibration runs one stack of "
+            "layers: choose what is kept yourself, and cut it with `cut_backbone`."
+        )
     parameters = sum(p.numel() for p in model.parameters())
     asked = {
         "layers": layers,
@@ -109,9 +116,11 @@ def prune_model(
     source = model
     what = last = Cut()
     if sizes.any:
-        rows, held = sample_rows(model, texts, pairs, roles, calibration_rows, seed)
+        drawn = drawn_sample(model, texts, pairs, roles, calibration_rows, seed)
+        rows, held = drawn.fitting, drawn.held
         calibrated = Calibrated(model, anatomy, rows, held, precision, importance, loss)
         source, what, last = calibrated.prune(sizes, compensate, facts)
+        facts["calibration"]["dropped_rows"] = drawn.dropped
         del calibrated  # what it holds is no longer needed
     smaller: PrunedVocabulary | None = None
     if vocabulary is not None:

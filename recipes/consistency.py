@@ -31,6 +31,7 @@ def contradictions(recipe: Recipe) -> list[Problem]:
         *_mask(recipe),
         *_budget(recipe),
         *_rounds(recipe),
+        *_exports(recipe),
         *_student(recipe),
         *_hidden_losses(recipe),
         *_task(recipe, embeds),
@@ -152,6 +153,16 @@ def _rounds(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(("prune", "rounds"), "are steps to a size, and prune says none.")
 
 
+def _exports(recipe: Recipe) -> Iterator[Problem]:
+    evaluate = recipe.evaluate
+    whole = [name for name in recipe.export if not name.endswith("int8")]
+    if not whole and evaluate.flip_rate != type(evaluate).model_fields["flip_rate"].default:
+        yield Problem(
+            ("evaluate", "flip_rate"),
+            "is what an fp32 export may change, and export has none; add onnx, or leave it out.",
+        )
+
+
 def _prune(prune: Prune, searched: bool) -> Iterator[Problem]:
     if not prune.sizes and prune.vocabulary is None and prune.mask is None and not searched:
         yield Problem(
@@ -159,14 +170,38 @@ def _prune(prune: Prune, searched: bool) -> Iterator[Problem]:
             "cuts nothing: give layers, intermediate_size, vocabulary or another axis, or a mask, "
             "or drop it.",
         )
-    if prune.importance is not None and not prune.sizes and not searched:
-        yield Problem(("prune", "importance"), "chooses what is kept, and no size is cut.")
+    if not searched:
+        yield from _without_effect(prune)
     if isinstance(prune.layers, list) and len(set(prune.layers)) < len(prune.layers):
         yield Problem(("prune", "layers"), f"a layer is named twice in {prune.layers}.")
     widths = {"intermediate_size", "hidden_size"} & set(prune.sizes)
     if prune.round_to is not None and not widths and not searched:
         yield Problem(
             ("prune", "round_to"), "rounds intermediate_size and hidden_size; neither is cut."
+        )
+
+
+def _without_effect(prune: Prune) -> Iterator[Problem]:
+    """Keys that a cut of known sizes does not look at."""
+    named = isinstance(prune.layers, list) and set(prune.sizes) == {"layers"}
+    if prune.importance is not None and not prune.sizes:
+        yield Problem(("prune", "importance"), "chooses what is kept, and no size is cut.")
+    elif prune.importance is not None and named:
+        yield Problem(
+            ("prune", "importance"),
+            "chooses what is kept, and prune.layers names it already; say how many, or leave it "
+            "out.",
+        )
+    if not prune.sizes and not prune.compensate:
+        yield Problem(
+            ("prune", "compensate"), "fits what remains to what was cut, and no size is cut."
+        )
+    default = type(prune).model_fields["calibration_rows"].default
+    if not reads_rows(prune) and prune.calibration_rows != default:
+        masked = ", and magnitude looks at weights alone" if prune.mask is not None else ""
+        yield Problem(
+            ("prune", "calibration_rows"),
+            f"nothing is measured on rows: no size is cut{masked}.",
         )
 
 
@@ -184,16 +219,6 @@ def _mask(recipe: Recipe) -> Iterator[Problem]:
             ("prune", "mask"),
             f"is set once, and {prune.rounds} rounds would cut what is masked; say rounds: 1, or "
             "leave the mask out.",
-        )
-    if not prune.sizes and not prune.compensate:
-        yield Problem(
-            ("prune", "compensate"), "fits what remains to what was cut, and no size is cut."
-        )
-    default = type(prune).model_fields["calibration_rows"].default
-    if not reads_rows(prune) and prune.calibration_rows != default:
-        yield Problem(
-            ("prune", "calibration_rows"),
-            "nothing is measured on rows: no size is cut, and magnitude looks at weights alone.",
         )
 
 

@@ -221,8 +221,10 @@ def _cut_steps(recipe: Mapping[str, Any], prune: Mapping[str, Any]) -> list[str]
         "experts": "experts a layer",
     }
     cuts = [f"{words} cut to {prune[axis]}" for axis, words in names.items() if prune.get(axis)]
-    refitted = prune.get("compensate", True)
-    end = "; what remains was re-fitted by least squares." if refitted else "."
+    fitted = {*names, "layers"} - {"experts"}  # experts that are gone are made up for by nothing
+    refitted = prune.get("compensate", True) and any(prune.get(axis) for axis in fitted)
+    end = "; what remains was re-fitted by least squares" if refitted else ""
+    end += " where that came nearer to what was cut." if refitted else "."
     layers = prune.get("layers")
     if layers is not None:
         kept = f"{layers} layers" if isinstance(layers, int) else f"layers {layers}"

@@ -10,7 +10,7 @@ import torch
 
 from ..distill.rows import DistillRows, TokenRows
 from ..distill.terms import weigh
-from ..eval.checkpoints import find_checkpoint, save_model
+from ..eval.checkpoints import save_model
 from ..eval.data import Data
 from ..eval.errors import RecipeError
 from ..eval.metrics import score_classes
@@ -18,7 +18,7 @@ from ..eval.models import TextModel, load_model
 from ..eval.tasks import get_task
 from .flops_spent import pass_over, training_flops
 from .schema import Finetune, Recipe
-from .stage_teacher import CHECKPOINT, identity, model_options, write_record
+from .stage_teacher import CHECKPOINT, find_model, identity, model_options, write_record
 from .store import Context, Folder, Stage
 from .task_rows import labels_of, streams
 
@@ -27,7 +27,9 @@ def finetune_stage(recipe: Recipe, data: Folder) -> Stage:
     """Trains the checkpoint on the task's labelled rows; the result is the teacher."""
     teacher, settings = recipe.teacher, recipe.teacher.finetune
     assert settings is not None and teacher.model is not None
-    found = find_checkpoint(teacher.model, teacher.revision)
+    if recipe.student is not None:
+        find_model(recipe.student, "student.model")
+    found = find_model(teacher, "teacher.model")
     said = {"identity": identity(found), **model_options(teacher), "task": recipe.task}
     said |= {"finetune": settings.model_dump(), "seed": recipe.seed}
 

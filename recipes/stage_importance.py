@@ -71,7 +71,7 @@ def importance_stage(recipe: Recipe, data: Folder, base: Folder, fixed: dict[str
                 pairs=[row[1] or "" for row in rows] if rows[0][1] is not None else None,
                 compensate=settings["compensate"],
                 importance=criterion,
-                loss=importance_loss() if criterion else None,
+                loss=importance_loss(criterion),
                 calibration_rows=ROWS,
                 round_to=1,
                 seed=recipe.seed,

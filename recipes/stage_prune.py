@@ -16,8 +16,8 @@ from ..eval.checkpoints import find_checkpoint, save_model
 from ..eval.data import Data
 from ..eval.models import Row, TextModel, load_model
 from ..eval.tasks import get_task
-from ..prune import compose, mask_model, pattern_of, prune_model
-from ..prune.calibration import sample_rows
+from ..prune import CRITERIA, compose, mask_model, pattern_of, prune_model
+from ..prune.calibration import MAX_TOKENS, drawn_sample
 from .language_data import calibration_stream, vocabulary_texts
 from .schema import Generation, Prune, Recipe
 from .stage_teacher import CHECKPOINT, identity, model_options, teacher_checkpoint
@@ -145,13 +145,15 @@ def _cut(
         vocabulary=prune.vocabulary,
         vocabulary_texts=every,
         importance=prune.importance,
-        loss=importance_loss() if prune.importance else None,
+        loss=importance_loss(prune.importance),
         compensate=prune.compensate,
         calibration_rows=prune.calibration_rows,
         round_to=prune.round_to,
         seed=recipe.seed,
         precision=recipe.capture.precision,
     )
+    if said := pruned.facts.get("calibration"):
+        _tell_dropped(said["rows"], said["dropped_rows"])
     return pruned.model, {"index_map": pruned.index_map, **pruned.facts}
 
 
@@ -164,9 +166,20 @@ def _mask(
     rows: list[Row] = []
     if method != "magnitude":
         columns = _columns(chosen, prune, recipe.seed)
-        rows, _ = sample_rows(model, *columns, prune.calibration_rows, recipe.seed)
+        drawn = drawn_sample(model, *columns, prune.calibration_rows, recipe.seed)
+        rows = drawn.fitting
+        _tell_dropped(len(rows), drawn.dropped)
     masked, facts = mask_model(model, rows, method, pattern, recipe.capture.precision)
     return masked, {**facts, "pattern": prune.mask.pattern}
+
+
+def _tell_dropped(rows: int, dropped: int) -> None:
+    """Says in the stage's log that fewer rows calibrate than the recipe asks for."""
+    if dropped:
+        print(
+            f"Calibrated on {rows} rows: {dropped} more would have over {MAX_TOKENS} tokens, whose "
+            "states are held in memory."
+        )
 
 
 def _columns(
@@ -179,13 +192,22 @@ def _columns(
     return [row[0] for row in rows], pairs, [row[2] for row in rows]
 
 
-def importance_loss() -> Any:
+def importance_loss(criterion: str | None) -> Any:
     """A loss without labels whose gradient says what the model's answers hang on.
 
     For classes and tokens, cross-entropy with the model's own choice. For embeddings, their
     product with random directions: the squared gradient is then the Fisher information of a
     squared error.
+
+    Both tell how the answers change near the whole model, and nothing of one with parts gone, which
+    may be as sure of other answers. So it is for criteria that ask a loss alone (``taylor``);
+    ``ablation`` measures the distance to the whole model's answers without one.
+
+    Returns:
+        None for other criteria.
     """
+    if criterion not in CRITERIA or not CRITERIA[criterion].needs_loss:
+        return None
     draw = torch.Generator().manual_seed(0)
 
     def loss(model: TextModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:

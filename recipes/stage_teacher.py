@@ -34,15 +34,35 @@ def model_options(section: Any) -> dict[str, Any]:
     return {name: getattr(section, name) for name in names if hasattr(section, name)}
 
 
+def find_model(section: Any, key: str) -> Path:
+    """Finds a section's checkpoint.
+
+    Raises:
+        RecipeError: If it is an encoder and a decoder, before anything is done with it.
+        RunError: If it is nowhere.
+    """
+    found = find_checkpoint(section.model, section.revision)
+    config = json.loads((found / "config.json").read_text(encoding="utf-8"))
+    if config.get("is_encoder_decoder"):
+        raise RecipeError(
+            f"{key}: '{section.model}' is a {config.get('model_type')}, an encoder and a decoder. "
+            "Recipes run models of one stack of layers; a t5 is cut from Python alone, by "
+            "`paredown.prune.cut_backbone` (docs/architectures.md)."
+        )
+    return found
+
+
 def teacher_stage(recipe: Recipe, data: Folder) -> Stage:
     """Finds the teacher, and takes it as it is."""
     teacher, task = recipe.teacher, get_task(recipe.task)
+    if recipe.student is not None:
+        find_model(recipe.student, "student.model")
     if teacher.kind == "recorded":
         return _recorded_stage(recipe)
     if teacher.kind == "endpoint":
         return _endpoint_stage(recipe)
     assert teacher.model is not None
-    found = find_checkpoint(teacher.model, teacher.revision)
+    found = find_model(teacher, "teacher.model")
     # The path too: what lies there is read again by later stages.
     where = str(found.resolve())
     settings = {"identity": identity(found), "path": where, "task": task.name}

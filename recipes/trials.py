@@ -171,7 +171,7 @@ def make_trial(task: tuple[Origin, Path, Sequence[str], Shape, float]) -> Made:
 
 
 VETO = 0.1
-"""A trial whose metric on validation rows is lower than the best by this share is dropped."""
+"""A trial whose metric on validation rows is below the highest by over this share is dropped."""
 
 
 def best_of(trials: Sequence[Trial], count: int, kind: str) -> list[Trial]:
@@ -186,13 +186,13 @@ def best_of(trials: Sequence[Trial], count: int, kind: str) -> list[Trial]:
         kind: The field of `Cost` that tells which is cheaper.
     """
     alive = [trial for trial in trials if trial.out is None]
-    best = max(alive, key=lambda trial: trial.agreement)
     highest = max(trial.scores[-1].metric for trial in alive)
     for trial in alive:
         metric = trial.scores[-1].metric
-        if metric < highest - VETO * abs(highest) and trial is not best:
+        if metric < highest - VETO * abs(highest):
             trial.out = f"metric {metric:.3f} on validation rows"
     alive = [trial for trial in alive if trial.out is None]
+    best = max(alive, key=lambda trial: trial.agreement)
     near = [trial for trial in alive if _alike(trial, best)]
     near.sort(key=lambda trial: (getattr(trial.shape.cost, kind), -trial.agreement))
     rest = [trial for trial in alive if trial not in near]

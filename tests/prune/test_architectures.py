@@ -11,6 +11,9 @@ import torch
 import transformers
 
 from paredown.eval.errors import RecipeError, RunError
+from paredown.eval.models import TextModel
+from paredown.eval.tasks import get_task
+from paredown.prune import prune_model
 from paredown.prune.anatomy import AXES, anatomy_of
 from paredown.prune.architectures import ANATOMIES
 from paredown.prune.surgery import Cut, cut_backbone
@@ -227,6 +230,13 @@ def test_a_hidden_size_that_the_heads_do_not_divide_is_refused(kind: str) -> Non
 def test_a_hidden_size_that_grouped_products_refuse_is_refused(kind: str) -> None:
     with pytest.raises(RunError, match="multiple of 8"):
         cut_backbone(make(kind), Cut(hidden=list(range(12))))
+
+
+def test_texts_do_not_choose_the_parts_of_a_t5(tiny_model: Any) -> None:
+    base = tiny_model("roberta", get_task("retrieval"))
+    model = TextModel(make("t5"), base.tokenizer, base.signal, base.encoding)
+    with pytest.raises(RecipeError, match=r"t5 is an encoder and a decoder.*cut_backbone"):
+        prune_model(model, ["a file", "a list"], layers=2)
 
 
 @pytest.mark.parametrize("kind", ["modernbert", "t5"])

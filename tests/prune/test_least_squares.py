@@ -48,6 +48,17 @@ def test_moments_are_the_weighted_ones() -> None:
     np.testing.assert_allclose(cross, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_moments_are_the_same_within_autocast() -> None:
+    """Hooks add to them within a forward pass in bf16."""
+    plain, found = Moments(6, 4), Moments(6, 4)
+    rows = data()
+    plain.add(*rows)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found.add(*rows)
+    for a, b in zip(plain.covariances(), found.covariances(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("keep", [[0, 1, 2, 3, 4, 5], [1, 4]])
 def test_the_solution_is_that_of_least_squares(
     keep: list[int], monkeypatch: pytest.MonkeyPatch

@@ -15,7 +15,7 @@ from paredown.eval.models import TextModel, load_model
 from paredown.eval.tasks import get_task
 from paredown.prune import masks
 from paredown.prune.anatomy import anatomy_of
-from paredown.prune.calibration import batches_of, distance, signals
+from paredown.prune.calibration import LayerRunner, batches_of, distance, signals
 from paredown.prune.masks import Pattern, _kept, _sparsegpt, mask_model, pattern_of, zeros_of
 
 Make = Callable[..., TextModel]
@@ -85,6 +85,23 @@ def test_sparsegpt_leaves_less_error_than_removing_alone(
     assert error(found) < 0.7 * error(plain)
 
 
+@pytest.mark.parametrize(
+    ("text", "width"), [("1:3", 192), ("2:6", 258), ("3:5", 160), ("60:130", 260), ("64:128", 256)]
+)
+def test_groups_of_any_size_go_with_maps_of_any_width(text: str, width: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    read = torch.randn(600, width, generator=draw, dtype=torch.float64)
+    read[:, 1:] += 0.8 * read[:, :-1]
+    weight = torch.randn(4, width, generator=draw, dtype=torch.float64)
+    kept, group = map(int, text.split(":"))
+    pattern, gram = pattern_of(text), read.T @ read
+    found = _sparsegpt(weight, gram, pattern)
+    assert ((found.reshape(4, -1, group) != 0).sum(-1) == kept).all()
+    plain = weight * _kept(weight.abs() * gram.diagonal().sqrt(), pattern)
+    left, more = (float(((read @ (weight - new).T) ** 2).sum()) for new in (found, plain))
+    assert left < 0.9 * more
+
+
 def test_one_weight_removed_is_the_optimal_brain_surgeons() -> None:
     """Of the last two columns, removing the first: the other takes over what least squares says."""
     draw = torch.Generator().manual_seed(1)
@@ -107,6 +124,26 @@ def test_sparsegpt_is_nearest_on_a_model(tiny_model: Make) -> None:
         masked, _ = mask_model(model, rows, method, Pattern(0.5))  # type: ignore[arg-type]
         found[method] = distance("embedding", whole, signals(masked, batches, "fp32"))
     assert found["sparsegpt"] < found["magnitude"]
+
+
+def test_what_calibrates_is_summed_in_full_precision(tiny_model: Make) -> None:
+    """Forward passes may be in bf16; sums of products rounded so are those of no data."""
+    model = tiny_model("bert", get_task("retrieval"))
+    anatomy = anatomy_of(model.config)
+    runner = LayerRunner(model, anatomy, batches_of(model, model.tokenize(TEXTS)), "bf16")
+    layer = anatomy.layers_of(model.backbone)[0]
+    for gram in masks._grams(layer, masks._linears(layer), runner, 0).values():
+        values = torch.linalg.eigvalsh(gram)
+        assert float(values[0]) > -1e-5 * float(values[-1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("text", [0.5, "2:4"])
+def test_masks_are_chosen_in_bf16_as_well(method: Any, text: Any, tiny_model: Make) -> None:
+    model = tiny_model("bert", get_task("retrieval"))
+    masked, facts = mask_model(model, model.tokenize(TEXTS), method, pattern_of(text), "bf16")
+    assert facts["zeros"] == pytest.approx(0.5, abs=0.01)
+    assert all(torch.isfinite(p).all() for p in masked.parameters())
 
 
 @pytest.mark.parametrize("text", [0, 1, 1.5, "4:4", "5:4", "half", "2:4:8", True])

@@ -81,8 +81,14 @@ def test_a_fit_brings_what_remains_nearer(
     plain = prune_model(model, TEXTS, compensate=False, **NARROW[kind])  # type: ignore[arg-type]
     found = pruned.facts["distance"]
     assert found["as_cut"] == pytest.approx(plain.facts["distance"]["as_cut"], rel=1e-4)
+    _, held = sample_rows(model, TEXTS, None, None, 1024, 0)
+    rows = batches_of(model, held)
+    whole, *others = (signals(m, rows, "fp32") for m in (model, pruned.model, plain.model))
+    given, as_cut = (calibration.distance(model.signal, whole, other) for other in others)
+    assert as_cut == pytest.approx(found["as_cut"], rel=1e-3, abs=1e-6)
+    assert given == pytest.approx(min(found["as_cut"], found["fitted"]), rel=1e-3, abs=1e-6)
     if "experts" in NARROW[kind]:  # a router that asks others is no matter of least squares
-        assert found["fit_used"] == (found["fitted"] < found["as_cut"])
+        assert given <= as_cut * (1 + 1e-6)
     else:
         assert found["fitted"] < 0.95 * found["as_cut"]
     after = pruned.facts["shapes"]["after"]
@@ -90,6 +96,19 @@ def test_a_fit_brings_what_remains_nearer(
     assert pruned.model.width == model.width
     assert all(torch.equal(value, before[n]) for n, value in model.state_dict().items())
     save_model(pruned.model, tmp_path / "small")
+
+
+@pytest.mark.parametrize("sizes", [{"layers": [0, 2]}, {"experts": 4}, {"layers": 2, "experts": 4}])
+def test_layers_and_experts_of_a_mixture_are_not_fitted_and_it_is_said(
+    sizes: dict[str, Any], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = text_model("qwen3_moe", tokenizer)
+    pruned = prune_model(model, TEXTS, **sizes)
+    plain = prune_model(model, TEXTS, compensate=False, **sizes)
+    for one in (pruned, plain):
+        assert one.facts["distance"]["fit_used"] is False and "fitted" not in one.facts["distance"]
+    weights = plain.model.state_dict()
+    assert all(torch.equal(value, weights[n]) for n, value in pruned.model.state_dict().items())
 
 
 def test_all_axes_at_once(tokenizer: PreTrainedTokenizerFast, tmp_path: Any) -> None:

@@ -19,6 +19,7 @@ from paredown.eval.tasks import get_task
 from paredown.prune import ANATOMIES, prune_model
 from paredown.prune import calibration as calibration_module
 from paredown.prune.calibration import HELD_OUT, sample_rows
+from paredown.prune.surgery import Cut, cut
 
 Make = Callable[..., TextModel]
 KINDS = ("bert", "roberta", "distilbert")
@@ -64,15 +65,36 @@ def test_a_cut_on_all_axes_is_a_stock_checkpoint(
     assert pruned.facts["parameters"]["after"] == count
 
 
+def from_held_out_rows(model: TextModel, student: TextModel) -> float:
+    """How far a student's answers to the rows nothing is fitted on are from a model's."""
+    _, held = sample_rows(model, TEXTS, None, None, 1024, 0)
+    texts = [text for text in TEXTS if model.tokenize([text])[0] in held]
+    expected, found = (one.predict(texts).astype(np.float64) for one in (model, student))
+    if model.signal == "embedding":
+        norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
+        return float((1 - (expected * found).sum(1) / norms).mean())
+    p, q = (np.exp(one) / np.exp(one).sum(1, keepdims=True) for one in (expected, found))
+    return float((p * np.log(p / q)).sum(1).mean())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("task", ["retrieval", "classification"])
 @pytest.mark.parametrize("sizes", [{"layers": 1}, {"intermediate_size": 24}, {"layers": [1]}])
 def test_a_fit_is_never_worse_than_none(
     kind: str, task: str, sizes: dict[str, Any], tiny_model: Make
 ) -> None:
-    found = prune_model(tiny_model(kind, get_task(task)), TEXTS, **sizes).facts["distance"]
-    used = found["fitted"] if found["fit_used"] else found["as_cut"]
-    assert used <= found["as_cut"]
+    model = tiny_model(kind, get_task(task))
+    pruned = prune_model(model, TEXTS, **sizes)
+    kept = {name: pruned.index_map.get(name) for name in ("layers", "channels")}
+    plain, _ = cut(model, Cut(**kept))
+    measured, as_cut = from_held_out_rows(model, pruned.model), from_held_out_rows(model, plain)
+    assert measured <= as_cut + 1e-6
+    found = pruned.facts["distance"]
+    assert found["as_cut"] == pytest.approx(as_cut, abs=1e-5)
+    if found["fit_used"]:
+        assert found["fitted"] == pytest.approx(measured, abs=1e-5)
+    else:
+        assert measured == pytest.approx(as_cut, abs=1e-6)
 
 
 def test_a_fit_helps(tiny_model: Make) -> None:
@@ -217,6 +239,12 @@ def test_tokens_are_bounded(tiny_model: Make, monkeypatch: pytest.MonkeyPatch) -
     model = tiny_model("bert", get_task("retrieval"))
     rows, _ = sample_rows(model, TEXTS, None, None, 50, 0)
     assert 0 < sum(len(row["input_ids"]) for row in rows) <= 100
+    facts = prune_model(model, TEXTS, layers=1, calibration_rows=40).facts["calibration"]
+    assert facts["tokens"] <= 100
+    assert facts["rows"] + facts["dropped_rows"] == 40
+    monkeypatch.setattr(calibration_module, "MAX_TOKENS", 131_072)
+    facts = prune_model(model, TEXTS, layers=1, calibration_rows=40).facts["calibration"]
+    assert facts["rows"] == 40 and facts["dropped_rows"] == 0
 
 
 def test_held_out_rows_are_not_fitted_on(tiny_model: Make) -> None:

@@ -79,6 +79,24 @@ def test_an_unknown_key_and_a_wrong_type_come_together(refused: Refused) -> None
     assert "seed" in message and "whole number" in message
 
 
+@pytest.mark.parametrize("section", ["teacher", "student"])
+@pytest.mark.parametrize("tuned", [True, False])
+def test_an_encoder_with_a_decoder_is_refused_before_any_work(
+    section: str, tuned: bool, refused: Refused, base: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "t5"
+    folder.mkdir()
+    config = {"model_type": "t5", "is_encoder_decoder": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    if not tuned:
+        del base["teacher"]["finetune"]
+    message = refused(2, f"{section}.model={folder}")
+    assert f"{section}.model: '{folder}' is a t5, an encoder and a decoder" in message
+    assert "paredown.prune.cut_backbone" in message
+    made = [path.name for path in (tmp_path / "runs" / ".stages").iterdir()]
+    assert not [name for name in made if not name.lstrip(".").startswith("data")]
+
+
 def test_a_missing_column(refused: Refused, base: dict[str, Any]) -> None:
     base["data"]["columns"] = {"text": "txt"}
     message = refused(2)

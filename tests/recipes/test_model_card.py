@@ -124,6 +124,23 @@ def test_a_local_folder_is_not_taken_for_a_hub_name(
     assert "base_model" not in card_metadata(make_report(recipe=recipe))
 
 
+@pytest.mark.parametrize(
+    ("prune", "said"),
+    [
+        ({"layers": 2}, "re-fitted by least squares where that came nearer to what was cut."),
+        ({"experts": 4}, "Experts a layer cut to 4."),
+        ({"layers": 2, "compensate": False}, "that teacher."),
+    ],
+)
+def test_a_fit_is_claimed_where_there_may_be_one(
+    prune: dict[str, Any], said: str, make_report: Make
+) -> None:
+    recipe = {**make_report()["recipe"], "prune": prune, "student": None}
+    recipe["teacher"] = {**recipe["teacher"], "finetune": {"epochs": 1}}
+    _, text = split(model_card(make_report(recipe=recipe)))
+    assert said in text and ("re-fitted" in text) == ("re-fitted" in said)
+
+
 def test_a_smoke_run_and_missing_figures_claim_nothing(bare_report: dict[str, Any]) -> None:
     metadata, text = split(model_card(bare_report))
     assert "model-index" not in metadata

@@ -256,6 +256,33 @@ def sections() -> list[type[BaseModel]]:
     return [kind for kind in found if issubclass(kind, schema.Section | schema.Loss)]
 
 
+@pytest.mark.parametrize(
+    ("prune", "said"),
+    [
+        ({"layers": [0, 3], "importance": "taylor"}, "prune.importance: chooses what is kept, and"),
+        ({"vocabulary": "task", "importance": "taylor"}, "prune.importance: chooses what is kept"),
+        ({"vocabulary": "task", "compensate": False}, "prune.compensate: fits what remains to"),
+        ({"vocabulary": "task", "calibration_rows": 64}, "no size is cut."),
+    ],
+)
+def test_keys_that_a_cut_does_not_look_at_are_refused(prune: Values, said: str) -> None:
+    message = wrong(changed(CLASSIFICATION, "prune", prune))
+    assert "has 1 problem:" in message and said in message
+    searched = changed(CLASSIFICATION, "prune", prune) | {"budget": {"flops": 0.5}}
+    if not isinstance(prune.get("layers"), list):  # the search cuts sizes that the recipe names not
+        load_recipe(searched)
+    (key,) = set(prune) - {"vocabulary", "layers"}
+    load_recipe(changed(CLASSIFICATION, f"prune.{key}", prune[key]))  # two layers, whichever
+
+
+def test_a_limit_on_exports_needs_one_that_it_is_for() -> None:
+    limited = changed(CLASSIFICATION, "evaluate.flip_rate", 0.01)
+    for export in ([], ["onnx-int8"]):
+        message = wrong(limited | {"export": export})
+        assert "evaluate.flip_rate: is what an fp32 export may change, and export has" in message
+    load_recipe(limited | {"export": ["onnx"]})
+
+
 @pytest.mark.parametrize("section", sections(), ids=lambda kind: kind.__name__)
 def test_every_key_is_described(section: type[BaseModel]) -> None:
     assert section.__doc__
