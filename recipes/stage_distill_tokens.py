@@ -97,10 +97,13 @@ def distill_tokens_stage(
         renumbered = kept_ids(context.inputs["prune"], outputs)
         names = [term.name for term in terms]
         shared = spans = None
-        if asked and renumbered is None and checkpoint is not None:
-            shared = shared_ids(student, checkpoint, names)
+        spelled = checkpoint or written_with(recipe)
+        if asked and spelled is not None:
+            found = shared_ids(tokenizer_before(recipe, student, renumbered), spelled, names)
+            shared = found if renumbered is None else None
         if ULD in names:
-            spans, renumbered = spans_between(recipe, student, checkpoint), None
+            assert spelled is not None  # generation_rules asks for it
+            spans, renumbered = spans_between(student, spelled), None
         folder = context.out / "training" / f"tokens-{context.world.rank}"
         dialogues = dialogues_of(student, rows, generation, settings.max_length)
         items = outputs.rows("train")
@@ -171,15 +174,34 @@ def kept_ids(pruned: Path, outputs: TokenOutputs) -> NDArray[np.int64] | None:
     return found
 
 
-def shared_ids(student: TextModel, teacher: Path, losses: list[str]) -> int | None:
+def written_with(recipe: Recipe) -> Path | None:
+    """The folder of the tokenizer that a teacher without a checkpoint was mapped with, if any."""
+    name = recipe.teacher.tokenizer
+    return None if name is None else find_checkpoint(name)
+
+
+def tokenizer_before(recipe: Recipe, student: TextModel, renumbered: Any) -> Any:
+    """The student's tokenizer, as it was before a cut of its vocabulary gave it other ids."""
+    if renumbered is None or recipe.student is None:
+        return student.tokenizer if renumbered is None else None
+    return load_tokenizer(find_checkpoint(recipe.student.model, recipe.student.revision))
+
+
+def shared_ids(student: Any, teacher: Path, losses: list[str]) -> int | None:
     """How many ids, from 0, student and teacher share.
 
+    Args:
+        student: Its tokenizer; None where it is the teacher's.
+        teacher: The folder of the teacher's.
+        losses: What the student learns by.
+
     Raises:
-        RecipeError: If their tokenizers differ and a loss compares token with token.
+        RecipeError: If the tokenizers differ and a loss compares token with token.
     """
     from ..distill.alignment import check_losses, match_vocabularies
 
-    match = match_vocabularies(student.tokenizer, load_tokenizer(teacher))
+    theirs = load_tokenizer(teacher)
+    match = match_vocabularies(theirs if student is None else student, theirs)
     check_losses(losses, match)
     return match.shared
 
@@ -199,15 +221,10 @@ def live_teacher(recipe: Recipe, checkpoint: Path | None, renumbered: bool) -> T
     return load_model(checkpoint, get_task(recipe.task), **model_options(recipe.teacher))
 
 
-def spans_between(recipe: Recipe, student: TextModel, teacher: Path | None) -> ByteSpans:
+def spans_between(student: TextModel, teacher: Path) -> ByteSpans:
     """What aligns the student's tokens with those that the teacher's outputs are of."""
-    from ..distill.alignment import ULD
     from ..distill.byte_spans import ByteSpans
 
-    if teacher is None:
-        assert recipe.teacher.tokenizer is not None
-        teacher = find_checkpoint(recipe.teacher.tokenizer)
-        shared_ids(student, teacher, [ULD])
     return ByteSpans(student.tokenizer, load_tokenizer(teacher))
 
 
