@@ -225,7 +225,7 @@ class TokenOutputsWriter:
         """Writes what is left and the manifest, which makes the folder whole.
 
         Args:
-            streams: For each stream the item of each of its rows.
+            streams: For each stream the item of each of its rows; −1 for a row left out.
             facts: For the manifest, such as ``divergence``, measured on a sample of rows.
 
         Raises:
@@ -243,7 +243,7 @@ class TokenOutputsWriter:
         items = sum(int(note["items"]) for note in notes)
         for name, rows in streams.items():
             of = np.asarray(rows, dtype=np.int64)
-            if len(of) and not (of.min() >= 0 and of.max() < items):
+            if len(of) and not (of.min() >= -1 and of.max() < items):
                 raise RunError(f"Stream '{name}' names items beyond the {items} recorded.")
             np.save(self._out / f"rows-{name}.npy", of)
         total = {k: sum(int(note[k]) for note in notes) for k in _SUMS}

@@ -254,3 +254,43 @@ def test_a_teacher_made_in_the_run(tmp_path: Path) -> None:
     card = (result.folder / "student" / "README.md").read_text(encoding="utf-8")
     assert "a `qwen3` of random weights" in card
     assert "None" not in card and "base_model" not in card
+
+
+def recorded_teacher(
+    tmp_path: Path, scored: bool = True, test: made.Rows | None = None
+) -> dict[str, Any]:
+    """A recipe whose teacher's answers are on file, right ones."""
+    student = made.model(tmp_path / "student")
+    train, test = made.pairs(32), made.pairs(8, 100) if test is None else test
+    recipe = made.recipe(tmp_path, train, test) | {"student": {"model": student}, "prune": None}
+    files = {
+        split: made.answered(
+            tmp_path / f"{split}-answers.jsonl",
+            rows,
+            [row["completion"] for row in rows],
+            student if scored else None,
+        )
+        for split, rows in (("train", train), ("test", test))
+    }
+    recipe["teacher"] = {"kind": "recorded", "files": files}
+    recipe["capture"] = {}
+    recipe["distill"]["losses"] = {"cross_entropy": 1.0}
+    if scored:
+        recipe["teacher"]["tokenizer"] = student
+        recipe["capture"] = {"encoding": "topk", "k": 3}
+        recipe["distill"]["losses"] = {"forward_kl": 1.0}
+    return recipe
+
+
+def test_answers_that_cannot_be_mapped_are_counted_and_left_out(tmp_path: Path) -> None:
+    recipe = recorded_teacher(tmp_path)
+    path = Path(recipe["teacher"]["files"]["train"])
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[5]["completion"] = "something else entirely"
+    lines[9]["logprobs"] = None
+    made.write(path, lines)
+    result = ran(recipe, tmp_path)
+    told = report(result)["recorded"]
+    assert told["refused"] == {"the tokens do not spell the answer": 1, "no log-probabilities": 1}
+    rows = TokenOutputs(result.folder / "stages" / "capture").rows("train")
+    assert (rows < 0).sum() == 2 and rows.max() < 30
