@@ -158,4 +158,6 @@ def _asked(stage: str, summary: Mapping[str, Any]) -> str:
         f"{tokens:,} tokens, {summary['usd']:.2f} USD"
     )
     rest = [f"{summary[name]:,} {said}" for name, said in COUNTED.items() if summary.get(name)]
+    if rest and stage == "evaluate-teacher":
+        rest[-1] += " (without a text, an answer counts as wrong)"
     return f"{text}; {', '.join(rest)}." if rest else f"{text}."

@@ -294,3 +294,39 @@ def test_answers_that_cannot_be_mapped_are_counted_and_left_out(tmp_path: Path) 
     assert told["refused"] == {"the tokens do not spell the answer": 1, "no log-probabilities": 1}
     rows = TokenOutputs(result.folder / "stages" / "capture").rows("train")
     assert (rows < 0).sum() == 2 and rows.max() < 30
+
+
+def test_unusual_answers_to_test_rows_are_scored_row_by_row(tmp_path: Path) -> None:
+    pytest.importorskip("openai", reason="the `endpoint` extra is not installed")
+    student = made.model(tmp_path / "student")
+    tests = made.pairs(6, 100)
+    tests.append(dict(tests[0]))
+    right = {row["prompt"]: row["completion"] for row in [*made.pairs(32), *tests]}
+    seen: list[str] = []
+
+    def answer(number: int, body: dict[str, Any]) -> dict[str, Any]:
+        prompt = body["messages"][-1]["content"]
+        seen.append(prompt)
+        if prompt == tests[1]["prompt"]:
+            return completion("I cannot", message={"refusal": "I cannot"})
+        if prompt == tests[2]["prompt"]:
+            return completion("", finish="content_filter")
+        if prompt == tests[3]["prompt"]:
+            return completion("")
+        # a server that draws: what is asked twice is answered twice
+        again = prompt == tests[0]["prompt"] and seen.count(prompt) > 1
+        return completion("something else" if again else right[prompt])
+
+    recipe = made.recipe(tmp_path, test=tests) | {"student": {"model": student}, "prune": None}
+    recipe["distill"]["losses"] = {"cross_entropy": 1.0}
+    recipe["capture"] = {}
+    with serving(answer) as server:
+        recipe["teacher"] = served(server, student, 0)
+        recipe["teacher"]["endpoint"]["concurrency"] = 1
+        result = ran(recipe, tmp_path)
+    found = report(result)
+    assert found["quality"]["teacher"] == pytest.approx(3 / 7)
+    asked = found["recorded"]["endpoint"]["evaluate-teacher"]
+    assert (asked["refused"], asked["filtered"], asked["empty"]) == (1, 1, 2)
+    page = (result.folder / "report.html").read_text(encoding="utf-8")
+    assert "1 refused, 2 empty (without a text, an answer counts as wrong)" in page
