@@ -139,7 +139,7 @@ def _mapping(told: Mapping[str, Any]) -> list[str]:
     if told["refused"]:
         count = figures.whole(sum(told["refused"].values()))
         why = ", ".join(f"{reason}: {rows:,}" for reason, rows in told["refused"].items())
-        lines.append(f"{count} answers could not be mapped and are left out ({why}).")
+        lines.append(f"{count} answers are not learned from ({why}).")
     return lines
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import numpy as np
 from ..eval.checkpoints import find_checkpoint, sha256
 from ..eval.data import Data
 from ..eval.dialogues import Dialogues
-from ..eval.errors import RecipeError
+from ..eval.errors import RecipeError, RunError
 from ..eval.models import load_tokenizer
 from .generation_rules import encoding_spec
 from .schema import Endpoint, Generation, Recipe, Teacher
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from ..distill.logprob_mapping import LogprobMapper
 
 ANSWERS = "answers"
+UNFINISHED = "unfinished"
+"""The stream that names the items whose text ended at the length limit."""
 CONTEXT = 1 << 20  # a tokenizer alone has no context; the server has checked the prompt's length
 
 
@@ -183,11 +186,17 @@ def _record(
         encoding=encoding,
     )
     items: dict[str, Any] = {}
+    left: Counter[str] = Counter()
+    unfinished: list[int] = []
     count = 0
     for split, texts in prompts.items():
         of = np.full(len(texts), -1, dtype=np.int64)
         for row, (prompt, answer) in enumerate(zip(texts, answers[split], strict=True)):
             key = f"{split}-{row}"
+            why = unlearnable(answer)
+            if why is not None:
+                left[why] += 1
+                continue
             if mapping is None:
                 made = writer.record([], [], key=key, text=answer.text)
             else:
@@ -199,17 +208,36 @@ def _record(
                     ids, [(start, len(ids))], key=key, logits=logits, text=answer.text
                 )
             of[row] = count
+            if answer.finish == "length":
+                unfinished.append(count)
             if count >= writer.next_item:
                 writer.add(made)
             count += 1
         items[split] = of
+    items[UNFINISHED] = np.asarray(unfinished, dtype=np.int64)
+    if mapping is not None and (count or mapping.mapper.refused):
+        mapping.mapper.check()
+    elif not count:
+        reasons = ", ".join(f"{why}: {rows:,}" for why, rows in left.most_common())
+        raise RunError(
+            f"No answer of the teacher can be learned ({reasons}); change its prompts or settings."
+        )
     facts: dict[str, Any] = {"items": count}
     if mapping is not None:
-        mapping.mapper.check()
         facts["unmapped_mass"] = mapping.mapper.unmapped
-        facts["refused"] = dict(mapping.mapper.refused)
+        left += mapping.mapper.refused
+    facts["refused"] = dict(left)
     outputs = writer.finish(items, **facts)
     context.facts.update(facts, bytes_per_token=outputs.manifest.get("bytes_per_token"))
+
+
+def unlearnable(answer: Answer) -> str | None:
+    """Why an answer is not one to learn from; None where it is."""
+    if answer.refusal:
+        return "refused"
+    if answer.finish == "content_filter":
+        return "stopped by a content filter"
+    return None if answer.text else "empty"
 
 
 class _Mapping:

@@ -19,6 +19,7 @@ from .language_data import dialogues_of, examples_of
 from .language_training import AnswersValidation, metric_names, train_and_save
 from .layer_maps import hidden_layers
 from .schema import Generation, Lora, Recipe
+from .stage_capture_answers import UNFINISHED
 from .stage_prune import prune_report
 from .stage_teacher import CHECKPOINT, model_options, teacher_checkpoint
 from .store import Context, Folder, Stage
@@ -113,7 +114,8 @@ def distill_tokens_stage(
             items = items[items >= 0]  # the others' log-probabilities could not be mapped
             examples = _written(outputs, items, renumbered, dialogues.max_length, folder)
         else:
-            examples = _retold(outputs, items, dialogues, rows, folder)
+            ended = finished(outputs, spelled)
+            examples = _retold(outputs, items, ended, dialogues, rows, folder)
             items = items[items >= 0]
         live = policy = None
         if said["on_policy"]:
@@ -228,9 +230,26 @@ def spans_between(student: TextModel, teacher: Path) -> ByteSpans:
     return ByteSpans(student.tokenizer, load_tokenizer(teacher))
 
 
+def finished(outputs: TokenOutputs, spelled: Path | None) -> NDArray[np.bool_]:
+    """Whether each item's text is all that the teacher had to say, (items,).
+
+    Args:
+        outputs: What it wrote.
+        spelled: The folder of the tokenizer that recorded ids are of; there may be none.
+    """
+    last = outputs.last_ids()
+    found = np.ones(len(last), dtype=bool)
+    if spelled is not None:
+        found = (last < 0) | (last == int(load_tokenizer(spelled).eos_token_id))
+    if UNFINISHED in outputs.streams:
+        found[outputs.rows(UNFINISHED)] = False
+    return found
+
+
 def _retold(
     outputs: TokenOutputs,
     items: NDArray[np.int64],
+    ended: NDArray[np.bool_],
     dialogues: Dialogues,
     data: Data,
     folder: Path,
@@ -244,7 +263,10 @@ def _retold(
             if item < 0:
                 continue
             (record,) = outputs.get([item])
-            yield dialogues.example(prompt, record.text or "", f"Training row {row}")
+            whole = bool(ended[item])
+            yield dialogues.example(
+                prompt, record.text or "", f"Training row {row}", finished=whole
+            )
 
     return Examples(every(), folder)
 

@@ -330,3 +330,61 @@ def test_unusual_answers_to_test_rows_are_scored_row_by_row(tmp_path: Path) -> N
     assert (asked["refused"], asked["filtered"], asked["empty"]) == (1, 1, 2)
     page = (result.folder / "report.html").read_text(encoding="utf-8")
     assert "1 refused, 2 empty (without a text, an answer counts as wrong)" in page
+
+
+def told_again(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What students are given of a teacher's texts: for each row its learned ids, to be filled."""
+    from paredown.recipes import stage_distill_tokens as distill
+
+    found: list[Any] = []
+    made_before = distill._retold
+
+    def spy(*given: Any) -> Any:
+        examples = made_before(*given)
+        for row in range(len(examples)):
+            ids, learned = examples[row]
+            found.append(ids[learned].tolist())
+        return examples
+
+    monkeypatch.setattr(distill, "_retold", spy)
+    return found
+
+
+def test_cut_answers_get_no_end_and_refused_ones_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openai", reason="the `endpoint` extra is not installed")
+    student = made.model(tmp_path / "student")
+    kinds = (
+        completion("card op", finish="length"),
+        completion(None, message={"refusal": "I cannot"}),
+        completion("card", finish="content_filter"),
+        completion("card open"),
+    )
+    recipe = made.recipe(tmp_path, made.pairs(16)) | {"student": {"model": student}, "prune": None}
+    recipe["distill"]["losses"] = {"cross_entropy": 1.0}
+    recipe["capture"] = {}
+    learned = told_again(monkeypatch)
+    with serving(lambda number, body: kinds[number % 4]) as server:
+        recipe["teacher"] = served(server, student, 0)
+        recipe["teacher"]["endpoint"]["concurrency"] = 1
+        result = ran(recipe, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    end = tokenizer.eos_token
+    assert {tokenizer.decode(ids) for ids in learned} == {"card op", f"card open{end}"}
+    told = report(result)["recorded"]["refused"]
+    assert told["refused"] >= 3 and told["stopped by a content filter"] >= 3
+
+
+def test_completions_that_a_teacher_did_not_end_are_learned_without_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned = told_again(monkeypatch)
+    recipe = made.recipe(tmp_path)
+    recipe["distill"]["losses"] = {"cross_entropy": 1.0}
+    result = ran(recipe, tmp_path, capture={"encoding": "text", "k": None, "over": "generations"})
+    outputs = TokenOutputs(result.folder / "stages" / "capture")
+    end = int(AutoTokenizer.from_pretrained(recipe["teacher"]["model"]).eos_token_id)
+    wrote = [list(r.ids)[r.start :] for r in outputs.get(outputs.rows("train"))]
+    assert [ids[-1:] == [end] for ids in learned] == [ids[-1] == end for ids in wrote]
+    assert not all(ids[-1] == end for ids in wrote)
