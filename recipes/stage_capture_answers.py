@@ -15,8 +15,8 @@ from ..eval.data import Data
 from ..eval.dialogues import Dialogues
 from ..eval.errors import RecipeError, RunError
 from ..eval.models import load_tokenizer
-from .generation_rules import encoding_spec
-from .schema import Endpoint, Generation, Recipe, Teacher
+from .generation_rules import encoding_spec, server_settings
+from .schema import Endpoint, Generation, Recipe
 from .stage_teacher import teacher_record
 from .store import Context, Folder, Stage
 
@@ -63,7 +63,7 @@ def capture_answers_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stag
             }
             if kind == "endpoint":
                 folder = context.out / ANSWERS
-                answers, summary = ask(recipe.teacher, generation, rows, prompts, folder, context)
+                answers, summary = ask(recipe, rows, prompts, folder, context)
                 context.facts["endpoint"] = vars(summary)
             else:
                 answers = on_file(context.inputs["teacher"], prompts)
@@ -89,8 +89,7 @@ def turns_of(data: Data, prompt: str) -> list[dict[str, str]]:
 
 
 def ask(
-    teacher: Teacher,
-    generation: Generation,
+    recipe: Recipe,
     data: Data,
     prompts: dict[str, list[str]],
     folder: Path,
@@ -100,13 +99,8 @@ def ask(
     from ..distill.answer_log import read_answers
     from ..distill.chat_client import Request
     from ..distill.endpoint import record_answers
-    from ..distill.endpoint_settings import EndpointSettings
 
-    endpoint = teacher.endpoint
-    assert endpoint is not None and teacher.model is not None
-    values = endpoint.model_dump()
-    values["max_tokens"] = endpoint.max_tokens or generation.max_new_tokens
-    settings = EndpointSettings(model=teacher.model, **values)
+    settings = server_settings(recipe)
     total = sum(map(len, prompts.values()))
 
     def requests() -> Iterator[Request]:

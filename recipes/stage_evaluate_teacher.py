@@ -29,7 +29,7 @@ def evaluate_teacher_stage(recipe: Recipe, data: Folder) -> Stage:
             rows = Data.open(context.inputs["data"])
             prompts = {"test": list(rows.split("test")["prompt"])}
             folder = context.out / ANSWERS
-            answers, summary = ask(recipe.teacher, generation, rows, prompts, folder, context)
+            answers, summary = ask(recipe, rows, prompts, folder, context)
             context.facts["endpoint"] = vars(summary)
             # What was refused is an answer like any other, and a wrong one.
             texts = ["" if answer.refusal else answer.text for answer in answers["test"]]
