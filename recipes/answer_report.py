@@ -54,7 +54,7 @@ def recorded(recipe: Recipe, folders: Mapping[str, Folder]) -> Recorded:
     return {
         "kind": recipe.teacher.kind,
         "encoding": str(capture.encoding),
-        "k": capture.k,
+        "k": facts.get("k", capture.k),
         "draws": capture.draws,
         "over": capture.over,
         "items": facts["items"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -21,11 +22,10 @@ from .stage_teacher import teacher_record
 from .store import Context, Folder, Stage
 
 if TYPE_CHECKING:
-    import torch
-
     from ..distill.chat_answers import Answer
     from ..distill.endpoint import Summary
     from ..distill.logprob_mapping import LogprobMapper
+    from ..distill.token_targets import TopK
 
 ANSWERS = "answers"
 UNFINISHED = "unfinished"
@@ -167,6 +167,7 @@ def _record(
                 "keep texts alone (encoding: text) and learn by cross_entropy."
             )
         mapping = _Mapping(tokenizer, data, generation, answers)
+        spec["k"] = min(spec["k"], mapping.mapper.columns, mapping.size - 1)
     encoding = None if spec is None or mapping is None else get_encoding(spec, mapping.size)
     writer = TokenOutputsWriter(
         context.out,
@@ -197,9 +198,9 @@ def _record(
                 found = mapping.row(prompt, answer, row)
                 if found is None:
                     continue
-                ids, start, logits = found
+                ids, start, listed = found
                 made = writer.record(
-                    ids, [(start, len(ids))], key=key, logits=logits, text=answer.text
+                    ids, [(start, len(ids))], key=key, listed=listed, text=answer.text
                 )
             of[row] = count
             if answer.finish == "length":
@@ -218,6 +219,7 @@ def _record(
         )
     facts: dict[str, Any] = {"items": count}
     if mapping is not None:
+        facts["k"] = spec["k"] if spec else None
         facts["unmapped_mass"] = mapping.mapper.unmapped
         left += mapping.mapper.refused
     facts["refused"] = dict(left)
@@ -250,25 +252,31 @@ class _Mapping:
             self.tokenizer, data.info["form"], CONTEXT, template=generation.template
         )
 
-    def row(
-        self, prompt: str, answer: Answer, row: int
-    ) -> tuple[list[int], int, torch.Tensor] | None:
-        """Ids, where the completion starts, and logits of it, (T, V); None if it cannot be."""
-        import torch
-
+    def row(self, prompt: str, answer: Answer, row: int) -> tuple[list[int], int, TopK] | None:
+        """Ids, where the completion starts, and what is listed of it; None if it cannot be."""
         mapped = self.mapper.map(answer)
         if mapped is None:
             return None
         start = self.dialogues.prompt_ids(prompt, row)
-        ids, said = list(mapped.ids), mapped.targets
-        others = max(1, self.size - said.ids.shape[1])
-        spread = (said.rest.double() / others).clamp(min=1e-30).log().float()
-        logits = spread[:, None].expand(len(ids), self.size).clone()
-        logits.scatter_(-1, said.ids, said.log_probs)
+        ids, listed = list(mapped.ids), mapped.targets
         end = int(self.tokenizer.eos_token_id)
         if answer.finish != "length" and (not ids or ids[-1] != end):
             # That it stopped says which token came last, and servers keep that one to themselves.
-            last = torch.full((1, self.size), -1e4)
-            last[0, end] = 0.0
-            ids, logits = [*ids, end], torch.cat([logits, last])
-        return start + ids, len(start), logits
+            ids, listed = [*ids, end], self._ended(listed, end)
+        return start + ids, len(start), listed
+
+    def _ended(self, listed: TopK, end: int) -> TopK:
+        """What is listed, and behind it an end that is certain."""
+        import torch
+
+        from ..distill.token_targets import TopK
+
+        others = (i for i in range(self.size) if i != end)
+        last = [end, *itertools.islice(others, self.mapper.columns - 1)]
+        certain = torch.full((1, len(last)), -torch.inf)
+        certain[0, 0] = 0.0
+        return TopK(
+            torch.cat([listed.ids, torch.tensor([last])]),
+            torch.cat([listed.log_probs, certain]),
+            torch.cat([listed.rest, torch.zeros(1)]),
+        )

@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paredown.distill.token_outputs import TokenOutputs
+from paredown.distill.token_targets import TopK
 from paredown.recipes.api import run
 from paredown.recipes.pipeline import RunResult
 from paredown.recipes.store import Store
@@ -165,6 +166,25 @@ def test_a_recorded_teacher(scored: bool, tmp_path: Path) -> None:
     assert (told["unmapped_mass"] is not None) == scored
     if scored:
         assert told["unmapped_mass"] < 0.01 and told["refused"] == {}
+
+
+def test_only_what_a_server_lists_is_recorded(tmp_path: Path) -> None:
+    recipe = recorded_teacher(tmp_path)
+    result = ran(recipe, tmp_path, capture={"k": 32})
+    assert report(result)["recorded"]["k"] == 4  # three largest, and the chosen token
+    outputs = TokenOutputs(result.folder / "stages" / "capture")
+    (record,) = outputs.get([0])
+    said = outputs.targets([record])
+    assert isinstance(said, TopK)
+    # 0.7 and 0.2 are listed; the end is certain
+    assert said.rest.tolist() == pytest.approx([0.1] * (len(said) - 1) + [0.0], abs=1e-3)
+    found = [ids[p.isfinite()].tolist() for ids, p in zip(said.ids, said.log_probs, strict=True)]
+    tokenizer = AutoTokenizer.from_pretrained(recipe["teacher"]["tokenizer"])
+    own = [int(record.ids[place]) for place in record.positions]
+    for ids, token in zip(found[:-1], own[:-1], strict=True):
+        assert token in ids and len(ids) == 3
+        assert {tokenizer.decode([i]) for i in ids if i != token} <= set("abc d")
+    assert found[-1] == [tokenizer.eos_token_id] == own[-1:]
 
 
 def served(server: FaultServer, student: str, top: int) -> dict[str, Any]:
