@@ -63,10 +63,16 @@ def recorded(recipe: Recipe, folders: Mapping[str, Folder]) -> Recorded:
         "hidden": facts.get("hidden") or {},
         "unfinished": facts.get("unfinished"),
         "unmapped_mass": facts.get("unmapped_mass"),
-        "refused": facts.get("refused") or {},
+        "refused": {**(facts.get("refused") or {}), **_uncut(folders)},
         "truncated": cut,
         "endpoint": asked,
     }
+
+
+def _uncut(folders: Mapping[str, Folder]) -> dict[str, int]:
+    """Answers that a student of a cut vocabulary cannot spell."""
+    rows = folders["distill"].record.get("not_in_vocabulary") if "distill" in folders else None
+    return {"a token that prune.vocabulary cut": rows} if rows else {}
 
 
 def recorded_lines(told: Mapping[str, Any] | None) -> list[str]:

@@ -112,6 +112,10 @@ def distill_tokens_stage(
             examples = examples_of(dialogues, rows, ["train"], folder)
         elif asked and spans is None:
             items = items[items >= 0]  # the others' log-probabilities could not be mapped
+            if renumbered is not None:
+                kept = spelled_by(outputs, items, renumbered)
+                context.facts["not_in_vocabulary"] = len(items) - len(kept)
+                items = kept
             examples = _written(outputs, items, renumbered, dialogues.max_length, folder)
         else:
             ended = finished(outputs, spelled)
@@ -173,6 +177,26 @@ def kept_ids(pruned: Path, outputs: TokenOutputs) -> NDArray[np.int64] | None:
     size = max(int(outputs.manifest["vocabulary"] or 0), max(kept) + 1)
     found = np.full(size, -1, dtype=np.int64)
     found[np.asarray(kept)] = np.arange(len(kept))
+    return found
+
+
+def spelled_by(
+    outputs: TokenOutputs, items: NDArray[np.int64], renumbered: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The items that the student has every token of.
+
+    A teacher may spell a text in other tokens than its tokenizer does, and the cut saw the text.
+
+    Raises:
+        RunError: If there is none.
+    """
+    whole = [bool((renumbered[outputs.get([i])[0].ids] >= 0).all()) for i in items.tolist()]
+    found = items[np.asarray(whole, dtype=bool)]
+    if not len(found):
+        raise RunError(
+            "Every completion that the teacher wrote has a token that prune.vocabulary cut from "
+            "the student; leave prune.vocabulary out, or learn the references (capture.over)."
+        )
     return found
 
 

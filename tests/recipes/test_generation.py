@@ -408,3 +408,19 @@ def test_completions_that_a_teacher_did_not_end_are_learned_without_an_end(
     wrote = [list(r.ids)[r.start :] for r in outputs.get(outputs.rows("train"))]
     assert [ids[-1:] == [end] for ids in learned] == [ids[-1] == end for ids in wrote]
     assert not all(ids[-1] == end for ids in wrote)
+
+
+def test_tokens_that_the_teacher_wrote_are_kept_in_a_cut_vocabulary(tmp_path: Path) -> None:
+    train = [{"prompt": f"zz {i} ", "completion": f"qq{i % 5}"} for i in range(32)]
+    recipe = made.recipe(tmp_path, train, train[:4])
+    recipe["generation"] = {"max_new_tokens": 30, "settings": {"do_sample": True}}
+    result = ran(recipe, tmp_path, capture={"over": "generations"}, prune={"vocabulary": "task"})
+    outputs = TokenOutputs(result.folder / "stages" / "capture")
+    kept = json.loads((result.folder / "stages" / "prune" / "prune.json").read_text())
+    kept = set(kept["index_map"]["vocabulary"])
+    rows = outputs.get(outputs.rows("train"))
+    lost = sum(not set(map(int, record.ids)) <= kept for record in rows)
+    left = stage(result, "distill")["not_in_vocabulary"]
+    assert left == lost < len(rows)
+    told = report(result)["recorded"]["refused"]
+    assert told == ({"a token that prune.vocabulary cut": lost} if lost else {})
