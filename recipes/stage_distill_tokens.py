@@ -94,6 +94,7 @@ def distill_tokens_stage(
         options = {**model_options(recipe.student or recipe.teacher)}
         student = load_model(context.inputs["prune"] / CHECKPOINT, task, **options)
         asked = any(not term.needs_labels for term in terms)
+        reads = asked and said["on_policy"] < 1  # else the student writes every row itself
         checkpoint = teacher_checkpoint(teacher.path)
         renumbered = kept_ids(context.inputs["prune"], outputs)
         names = [term.name for term in terms]
@@ -131,8 +132,8 @@ def distill_tokens_stage(
         trained_on = LanguageRows(
             examples,
             int(student.tokenizer.pad_token_id or 0),
-            items=items if asked else None,
-            outputs=outputs if asked else None,
+            items=items if reads else None,
+            outputs=outputs if reads else None,
             renumbered=renumbered,
             spans=spans,
             distributions=any(n not in (HIDDEN_MSE, "cross_entropy") for n in names),

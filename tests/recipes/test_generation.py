@@ -247,10 +247,15 @@ def test_adapters_are_merged_into_a_stock_checkpoint(tmp_path: Path) -> None:
     assert "Low-rank adapters were trained, and merged." in card
 
 
-@pytest.mark.parametrize("share", [0.5, 1.0])
-def test_the_student_writes_and_a_live_teacher_scores(share: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("share", "capture"), [(0.5, {}), (1.0, {"encoding": "text", "k": None})], ids=["half", "all"]
+)
+def test_the_student_writes_and_a_live_teacher_scores(
+    share: float, capture: dict[str, Any], tmp_path: Path
+) -> None:
     recipe = made.recipe(tmp_path)
     recipe["distill"]["losses"] = {"jsd": 1.0}
+    recipe["capture"] |= capture
     result = ran(recipe, tmp_path, distill={"on_policy": share})
     assert stage(result, "distill")["settings"]["on_policy"] == share
 
