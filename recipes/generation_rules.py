@@ -73,6 +73,11 @@ def _teacher(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(("teacher",), "both model and new are given; keep one.")
         if teacher.new is not None and teacher.finetune is None:
             yield Problem(("teacher", "new"), "has random weights: add teacher.finetune.")
+    if teacher.files is not None and teacher.files.validation is not None:
+        yield Problem(
+            ("teacher", "files", "validation"),
+            "the student is validated on the rows' own completions; leave it out.",
+        )
     if teacher.kind == "endpoint":
         if teacher.endpoint is None:
             yield Problem(("teacher",), "kind endpoint needs endpoint, with a base_url.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections import Counter
@@ -24,6 +25,7 @@ from .store import Context, Folder, Stage
 if TYPE_CHECKING:
     from ..distill.chat_answers import Answer
     from ..distill.endpoint import Summary
+    from ..distill.endpoint_settings import EndpointSettings
     from ..distill.logprob_mapping import LogprobMapper
     from ..distill.token_targets import TopK
 
@@ -34,7 +36,7 @@ CONTEXT = 1 << 20  # a tokenizer alone has no context; the server has checked th
 
 
 def capture_answers_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stage:
-    """Records what the teacher answered to the training and validation prompts.
+    """Records what the teacher answered to the training prompts.
 
     Args:
         recipe: For the endpoint, and whether log-probabilities are kept.
@@ -58,12 +60,9 @@ def capture_answers_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stag
     def work(context: Context) -> None:
         if context.world.main:
             rows = Data.open(context.inputs["data"])
-            prompts = {
-                split: list(rows.split(split)["prompt"]) for split in ("train", "validation")
-            }
+            prompts = {"train": list(rows.split("train")["prompt"])}
             if kind == "endpoint":
-                folder = context.out / ANSWERS
-                answers, summary = ask(recipe, rows, prompts, folder, context)
+                answers, summary = ask(recipe, rows, prompts, context, "capture")
                 context.facts["endpoint"] = vars(summary)
             else:
                 answers = on_file(context.inputs["teacher"], prompts)
@@ -77,7 +76,11 @@ def capture_answers_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stag
 def asked(endpoint: Endpoint) -> dict[str, Any]:
     """What of an endpoint its answers depend on: not how fast they may come, or at what price."""
     names = ("base_url", "top_logprobs", "temperature", "top_p", "max_tokens", "seed", "extra_body")
-    return {name: getattr(endpoint, name) for name in names}
+    # Whole numbers that are keys become text, as they do in every file.
+    found: dict[str, Any] = json.loads(
+        json.dumps({name: getattr(endpoint, name) for name in names})
+    )
+    return found
 
 
 def turns_of(data: Data, prompt: str) -> list[dict[str, str]]:
@@ -92,15 +95,31 @@ def ask(
     recipe: Recipe,
     data: Data,
     prompts: dict[str, list[str]],
-    folder: Path,
     context: Context,
+    part: str,
 ) -> tuple[dict[str, list[Answer]], Summary]:
-    """Asks the endpoint for every prompt that has no answer in the folder yet."""
+    """Asks the endpoint for every prompt that has no answer yet.
+
+    The answers lie beside the stages, under what the requests depend on and nothing else: how they
+    are mapped and encoded may change, and they are not paid for again. All stages that ask for
+    rows of the same data share them, and one budget.
+
+    Args:
+        recipe: Says whom, and how.
+        data: The rows.
+        prompts: By split, those to ask for.
+        context: Of the stage.
+        part: The stage, whose own use is told.
+
+    Returns:
+        The answers of each split, and what was used.
+    """
     from ..distill.answer_log import read_answers
     from ..distill.chat_client import Request
     from ..distill.endpoint import record_answers
 
     settings = server_settings(recipe)
+    folder = answers_folder(context.out.parent, settings, data)
     total = sum(map(len, prompts.values()))
 
     def requests() -> Iterator[Request]:
@@ -111,12 +130,24 @@ def ask(
     def report(done: int) -> None:
         context.bar.update(done, total)
 
-    summary = record_answers(requests(), settings, folder, report)
+    summary = record_answers(requests(), settings, folder, report, part=part)
+    context.facts["answers"] = folder.name
     found = {answer.key: answer for answer in read_answers(folder)}
     return {
         split: [found[f"{split}-{row}"] for row in range(len(texts))]
         for split, texts in prompts.items()
     }, summary
+
+
+def answers_folder(stages: Path, settings: EndpointSettings, data: Data) -> Path:
+    """Where the answers to some data's prompts are kept, among the stages."""
+    asked_for = {
+        "base_url": settings.base_url,
+        "request": json.loads(json.dumps(settings.body())),
+        "data": data.info["fingerprint"],
+    }
+    text = json.dumps(asked_for, sort_keys=True, ensure_ascii=True)
+    return stages / f"{ANSWERS}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def on_file(teacher: Path, prompts: dict[str, list[str]]) -> dict[str, list[Answer]]:
@@ -130,8 +161,7 @@ def on_file(teacher: Path, prompts: dict[str, list[str]]) -> dict[str, list[Answ
     files = teacher_record(teacher)["files"]
     found: dict[str, list[Answer]] = {}
     for split, texts in prompts.items():
-        # Validation rows are often a part of the training rows that was set aside.
-        path = Path(files.get(split) or files["train"])
+        path = Path(files[split])
         answers = read_answers(path, f"teacher.files.{split}")
         for row, prompt in enumerate(texts):
             if prompt not in answers:

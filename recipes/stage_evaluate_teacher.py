@@ -7,7 +7,7 @@ from typing import Any
 
 from ..eval.data import Data
 from .schema import Generation, Recipe
-from .stage_capture_answers import ANSWERS, ask, asked
+from .stage_capture_answers import ask, asked
 from .store import Context, Folder, Stage
 
 FILE = "texts.json"
@@ -28,8 +28,7 @@ def evaluate_teacher_stage(recipe: Recipe, data: Folder) -> Stage:
         if context.world.main:
             rows = Data.open(context.inputs["data"])
             prompts = {"test": list(rows.split("test")["prompt"])}
-            folder = context.out / ANSWERS
-            answers, summary = ask(recipe, rows, prompts, folder, context)
+            answers, summary = ask(recipe, rows, prompts, context, "evaluate-teacher")
             context.facts["endpoint"] = vars(summary)
             # What was refused is an answer like any other, and a wrong one.
             texts = ["" if answer.refusal else answer.text for answer in answers["test"]]

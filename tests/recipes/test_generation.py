@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paredown.distill.token_outputs import TokenOutputs
 from paredown.distill.token_targets import TopK
+from paredown.eval.errors import RunError
 from paredown.recipes.api import run
 from paredown.recipes.pipeline import RunResult
 from paredown.recipes.store import Store
@@ -212,17 +214,20 @@ def test_a_teacher_behind_an_endpoint(top: int, tmp_path: Path) -> None:
         recipe["capture"] = {}
         recipe["distill"]["losses"] = {"forward_kl" if top else "cross_entropy": 1.0}
         result = ran(recipe, tmp_path)
-        assert server.requests == 40 and max(server.asked.values()) == 1
+        trained = len(TokenOutputs(result.folder / "stages" / "capture").rows("train"))
+        # no row to validate on is asked for: nothing reads what a teacher says of it
+        assert server.requests == trained + 8 < 40 and max(server.asked.values()) == 1
         assert {body.get("top_logprobs") for body in server.bodies} == {top or None}
         assert {body["max_tokens"] for body in server.bodies} == {4}
-        assert run(recipe, out=tmp_path / "run").cached and server.requests == 40
+        assert run(recipe, out=tmp_path / "run").cached and server.requests == trained + 8
     found = report(result)
     assert found["quality"]["teacher"] == 1.0 and found["quality"]["examples"] == 8
     asked = found["recorded"]["endpoint"]
-    assert asked["capture"]["recorded"] == 32 and asked["evaluate-teacher"]["recorded"] == 8
+    uses = {name: (use["recorded"], use["requests"]) for name, use in asked.items()}
+    assert uses == {"capture": (trained, trained), "evaluate-teacher": (8, 8)}
     assert found["recorded"]["encoding"] == ("topk" if top else "text")
     page = (result.folder / "report.html").read_text(encoding="utf-8")
-    assert "The endpoint gave 32 answers for the stage capture" in page
+    assert f"The endpoint gave {trained} answers for the stage capture" in page
 
 
 def test_labels_alone_are_a_baseline_and_seeds_are_told_apart(tmp_path: Path) -> None:
@@ -429,3 +434,37 @@ def test_tokens_that_the_teacher_wrote_are_kept_in_a_cut_vocabulary(tmp_path: Pa
     assert left == lost < len(rows)
     told = report(result)["recorded"]["refused"]
     assert told == ({"a token that prune.vocabulary cut": lost} if lost else {})
+
+
+def test_answers_are_paid_for_once_and_from_one_budget(tmp_path: Path) -> None:
+    pytest.importorskip("openai", reason="the `endpoint` extra is not installed")
+    student = made.model(tmp_path / "student")
+    other = Path(shutil.copytree(student, tmp_path / "other"))
+    content = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    bare = [token for token in sorted(vocabulary, key=vocabulary.get) if len(token) == 1][:40]
+    content["model"] |= {"vocab": {t: vocabulary[t] for t in bare}, "merges": []}
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    right = {row["prompt"]: row["completion"] for row in [*made.pairs(16), *made.pairs(8, 100)]}
+
+    def answer(number: int, body: dict[str, Any]) -> dict[str, Any]:
+        text = right[body["messages"][-1]["content"]]
+        return completion(text, logprobs={"content": made.logprobs(student, text)})
+
+    recipe = made.recipe(tmp_path, made.pairs(16)) | {"student": {"model": student}, "prune": None}
+    recipe["capture"] = {}
+    with serving(answer) as server:
+        recipe["teacher"] = served(server, str(other), 3)
+        endpoint = recipe["teacher"]["endpoint"]
+        endpoint |= {"budget_requests": 17, "extra_body": {"logit_bias": {50256: -100}}}
+        with pytest.raises(RunError, match=r"cannot be matched.*teacher\.tokenizer"):
+            run(recipe, out=tmp_path / "run")
+        asked = server.requests
+        recipe["teacher"]["tokenizer"] = student
+        with pytest.raises(RunError, match=r"of 8 rows.*so far 17 requests.*budget_requests"):
+            run(recipe, out=tmp_path / "run")
+        assert asked < server.requests == 17
+        endpoint["budget_requests"] = 30
+        run(recipe, out=tmp_path / "run")
+        run(recipe | {"capture": {"k": 2}}, out=tmp_path / "run")
+        assert server.requests == asked + 8 and max(server.asked.values()) == 1

@@ -184,7 +184,7 @@ class TestEndpoints:
             endpoint(base, tmp_path, server.url, budget_requests=5)
             message = refused(1)
             assert server.requests == 5
-        assert "teacher.endpoint.budget_requests is spent: 5 of 32 rows" in message
+        assert "teacher.endpoint.budget_requests is spent: 5 of " in message
 
 
 def test_tokenizers_that_cannot_be_matched(

@@ -93,6 +93,7 @@ def test_each_kind_of_recipe_is_one(values: Values) -> None:
         (CLASSES, {"distill.on_policy": 0.5}, "distill.on_policy", "is for task generation"),
         (RETRIEVAL, {"distill.lora": {}}, "distill.lora", "is for task generation"),
         (RETRIEVAL, {"teacher.kind": "endpoint"}, "teacher.kind", "answers in text"),
+        (RECORDED, {"teacher.files.validation": "e.jsonl"}, "teacher.files.validation", "own"),
         # what generation has not
         (CHECKPOINT, {"budget.flops": 0.5}, "budget", "give prune's sizes"),
         (CHECKPOINT, {"prune.rounds": 2}, "prune.rounds", "leave it at 1"),
