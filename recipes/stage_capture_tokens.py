@@ -8,6 +8,7 @@ import torch
 
 from ..eval.checkpoints import sha256
 from ..eval.data import Data
+from ..eval.generation_cost import check_cost_known
 from ..eval.models import load_model
 from ..eval.tasks import get_task
 from .generation_rules import encoding_spec
@@ -49,6 +50,7 @@ def capture_tokens_stage(
 
         rows = Data.open(context.inputs["data"])
         model = load_model(checkpoint, task, **model_options(recipe.teacher))
+        check_cost_known(model.config)
         if torch.cuda.is_available():
             model.to(f"cuda:{context.world.rank % torch.cuda.device_count()}")
         writes = recipe.capture.over == "generations"

@@ -12,6 +12,7 @@ from ..eval.checkpoints import find_checkpoint
 from ..eval.data import Data
 from ..eval.dialogues import Dialogues, Example
 from ..eval.errors import RecipeError, RunError
+from ..eval.generation_cost import check_cost_known
 from ..eval.models import TextModel, load_model, load_tokenizer
 from ..eval.tasks import get_task
 from ..prune.masks import Zeros
@@ -93,6 +94,7 @@ def distill_tokens_stage(
         terms = token_terms(losses)
         options = {**model_options(recipe.student or recipe.teacher)}
         student = load_model(context.inputs["prune"] / CHECKPOINT, task, **options)
+        check_cost_known(student.config)
         asked = any(not term.needs_labels for term in terms)
         reads = asked and said["on_policy"] < 1  # else the student writes every row itself
         checkpoint = teacher_checkpoint(teacher.path)
