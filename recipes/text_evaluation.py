@@ -20,6 +20,7 @@ from ..eval.generation_cost import (
     generation_engine,
     measure_generation,
 )
+from ..eval.hardware import model_device
 from ..eval.metrics import Scores, score_texts
 from ..eval.models import TextModel, load_model
 from ..eval.tasks import Task, get_task
@@ -94,7 +95,7 @@ def score(rows: TextRows, contenders: Sequence[Contender], context: Context) -> 
         if contender.recorded:
             texts = recorded_answers(contender.path, rows)
         else:
-            model = rows.load(contender)
+            model = rows.load(contender).to(model_device())
             prompts = rows.written(model)
             done = 0
 

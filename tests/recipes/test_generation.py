@@ -468,3 +468,46 @@ def test_answers_are_paid_for_once_and_from_one_budget(tmp_path: Path) -> None:
         run(recipe, out=tmp_path / "run")
         run(recipe | {"capture": {"k": 2}}, out=tmp_path / "run")
         assert server.requests == asked + 8 and max(server.asked.values()) == 1
+
+
+def test_answers_to_test_rows_are_written_where_the_teacher_was_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from paredown.recipes import text_evaluation
+
+    found = []
+
+    def stopped(model: Any, *_: Any, **__: Any) -> Any:
+        found.append(model.backbone.device.type)
+        raise RunError("enough")
+
+    monkeypatch.setattr(text_evaluation, "model_device", lambda: "meta")
+    monkeypatch.setattr(text_evaluation, "generate", stopped)
+    with pytest.raises(RunError, match="enough"):
+        run(made.recipe(tmp_path, made.pairs(8)), out=tmp_path / "run")
+    assert found == ["meta"]
+
+
+def test_signals_of_test_rows_are_made_there_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    from paredown.eval.tasks import get_task
+    from paredown.recipes import contenders
+
+    class Model:
+        """Tells where it was moved before it is asked."""
+
+        device = "cpu"
+
+        def to(self, device: str) -> Any:
+            self.device = device
+            return self
+
+        def predict(self, *_: Any, **__: Any) -> str:
+            return self.device
+
+    monkeypatch.setattr(contenders, "model_device", lambda: "cuda:0")
+    monkeypatch.setattr(contenders.TestRows, "load", lambda self, contender: Model())
+    monkeypatch.setattr(contenders.TestRows, "texts", [], raising=False)
+    monkeypatch.setattr(contenders.TestRows, "pairs", None, raising=False)
+    rows = contenders.TestRows(get_task("classification"), None, {})  # type: ignore[arg-type]
+    teacher = contenders.Contender("teacher", Path("teacher"))
+    assert rows.signal(teacher, lambda count: None) == ("cuda:0", None)
