@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import DataError, RecipeError
+from .errors import DataError, RecipeError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -79,6 +80,8 @@ class Dialogues:
                 "use an instruction-tuned checkpoint, set tokenizer.chat_template and save it "
                 "again, or give the rows as prompt and completion."
             )
+        if self.form == "messages":
+            self._check_arguments()
         if self.form == "text" and self.template:
             raise RecipeError(
                 f"generation.template ({', '.join(self.template)}) is for rows of messages, and "
@@ -89,6 +92,18 @@ class Dialogues:
                 "generation.train_on: all is for rows of messages, and these are prompts and "
                 "completions with one answer each; leave it out."
             )
+
+    def _check_arguments(self) -> None:
+        """An argument that the template never names changes nothing, and is mostly mistyped."""
+        written = str(self.tokenizer.chat_template)
+        words = set(re.findall(r"\w+", written))
+        for name in self.template:
+            if name not in words:
+                raise RecipeError(
+                    f"generation.template: the tokenizer's chat template takes no argument "
+                    f"'{name}'.{nearest(name, words)} Leave it out, or name one that is in the "
+                    "template."
+                )
 
     def prompt_ids(self, prompt: str, row: Place = None) -> list[int]:
         """The tokens that a model is given to answer, specials included.

@@ -32,6 +32,7 @@ def generation_problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _teacher(recipe)
     yield from _capture(recipe)
     yield from _distill(recipe)
+    yield from _settings(recipe)
     if recipe.budget is not None:
         yield Problem(
             ("budget",),
@@ -196,6 +197,18 @@ def _distill(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             ("distill", "lora"), "adds to weights that prune.mask keeps at zero; leave one out."
         )
+
+
+def _settings(recipe: Recipe) -> Iterator[Problem]:
+    """What transformers would refuse of how answers are made, once a model is there."""
+    if recipe.generation is None or not recipe.generation.settings:
+        return
+    from ..eval.generating import check_settings
+
+    try:
+        check_settings(recipe.generation.settings)
+    except RecipeError as error:
+        yield Problem(("generation", "settings"), str(error))
 
 
 def _gives_texts(recipe: Recipe) -> bool:

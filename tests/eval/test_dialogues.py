@@ -161,6 +161,12 @@ def test_a_cut_answer_that_the_template_rewrites_teaches_nothing() -> None:
     assert not any(chat(tokenizer).example(turns("HI"), "hello", finished=False).mask)
 
 
+def test_an_argument_that_the_template_does_not_take_is_named() -> None:
+    chat(template={"brief": True})
+    with pytest.raises(RecipeError, match=r"takes no argument 'breif'. Did you mean 'brief'"):
+        chat(template={"breif": True})
+
+
 def test_what_a_template_refuses_is_told_with_the_roles() -> None:
     tokenizer = byte_tokenizer(bos=False)
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"

@@ -90,6 +90,9 @@ def test_a_second_run_makes_nothing_again(tmp_path: Path, monkeypatch: pytest.Mo
 def test_messages(train_on: str, tmp_path: Path) -> None:
     rows = made.messages(made.pairs(32)), made.messages(made.pairs(8, 100))
     recipe = made.recipe(tmp_path, *rows)
+    tokenizer = AutoTokenizer.from_pretrained(recipe["teacher"]["model"])
+    tokenizer.chat_template = "{% if brief %}Be brief.\n{% endif %}" + tokenizer.chat_template
+    tokenizer.save_pretrained(recipe["teacher"]["model"])
     generation = {"train_on": train_on, "template": {"brief": True}}
     result = ran(recipe, tmp_path, generation=generation)
     assert report(result)["recorded"]["items"] > 0

@@ -93,6 +93,18 @@ def test_each_kind_of_recipe_is_one(values: Values) -> None:
         (CLASSES, {"distill.on_policy": 0.5}, "distill.on_policy", "is for task generation"),
         (RETRIEVAL, {"distill.lora": {}}, "distill.lora", "is for task generation"),
         (RETRIEVAL, {"teacher.kind": "endpoint"}, "teacher.kind", "answers in text"),
+        (
+            CHECKPOINT,
+            {"generation.settings": {"temprature": 0.5}},
+            "generation.settings",
+            "Did you mean 'temperature'",
+        ),
+        (
+            CHECKPOINT,
+            {"generation.settings": {"do_sample": False, "top_p": 0.5}},
+            "generation.settings",
+            "'top_p' has no effect",
+        ),
         (RECORDED, {"teacher.files.validation": "e.jsonl"}, "teacher.files.validation", "own"),
         # what generation has not
         (CHECKPOINT, {"budget.flops": 0.5}, "budget", "give prune's sizes"),
