@@ -126,6 +126,7 @@ class AnswerLog:
     Attributes:
         folder: Where they are.
         done: For each key recorded, the digest of its prompt.
+        kinds: For each answer that is counted as something beside an answer, as what.
     """
 
     def __init__(
@@ -155,7 +156,7 @@ class AnswerLog:
         try:
             self._same(depends_on)
             self._file = AppendOnly(folder / ANSWERS)
-            self.counts: dict[str, int] = {}
+            self.kinds: dict[str, tuple[str, ...]] = {}
             self.done: dict[str, str] = {}
             for row in self._file.rows:
                 self._note(row)
@@ -166,7 +167,7 @@ class AnswerLog:
 
     def _same(self, depends_on: Mapping[str, Any]) -> None:
         path = self.folder / RECORDING
-        wanted = {"format": FORMAT, **depends_on}
+        wanted = json.loads(json.dumps({"format": FORMAT, **depends_on}))  # keys become text
         if not path.exists():
             beside = path.with_suffix(".tmp")
             beside.write_text(self._redact(json.dumps(wanted, indent=1)) + "\n", encoding="utf-8")
@@ -189,8 +190,8 @@ class AnswerLog:
         if not isinstance(key, str) or key in self.done or not isinstance(row.get("text"), str):
             raise damaged(self.folder / ANSWERS, f"the row of key {key!r} is twice there or torn")
         self.done[key] = str(row.get("prompt"))
-        for name in kinds(row):
-            self.counts[name] = self.counts.get(name, 0) + 1
+        if found := tuple(kinds(row)):
+            self.kinds[key] = found
 
     def append(self, answer: Answer, prompt: str) -> None:
         """Adds an answer; it outlives a kill of this process from here on."""

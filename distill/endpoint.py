@@ -7,6 +7,7 @@ import json
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -70,13 +71,14 @@ class BudgetSpent(RunError):
         summary: How far it came.
     """
 
-    def __init__(self, summary: Summary, folder: Path) -> None:
+    def __init__(self, summary: Summary, folder: Path, used: Ledger) -> None:
         self.summary = summary
+        tokens = used.prompt_tokens + used.completion_tokens
         super().__init__(
             f"teacher.endpoint.budget_{summary.stopped_by} is spent: {summary.recorded:,} of "
             f"{summary.rows:,} rows are recorded, {summary.missing:,} are missing (so far "
-            f"{summary.requests:,} requests, {summary.prompt_tokens + summary.completion_tokens:,} "
-            f"tokens, ${summary.usd:.2f}; the next request could pass the limit). Raise "
+            f"{used.requests:,} requests, {tokens:,} tokens, ${used.usd:.2f}; the next "
+            "request could pass the limit). Raise "
             f"teacher.endpoint.budget_{summary.stopped_by} and run the same command again: it "
             "goes on from "
             f"there. The answers are in '{folder}'."
@@ -88,6 +90,8 @@ def record_answers(
     settings: EndpointSettings,
     folder: Path,
     progress: Callable[[int], None] | None = None,
+    *,
+    part: str = "",
 ) -> Summary:
     """Asks an endpoint for each row that has no answer in the folder yet.
 
@@ -99,6 +103,8 @@ def record_answers(
         settings: The server, and how it is asked.
         folder: Where the answers are, or will be; `read_answers` reads them.
         progress: Called with the number of rows recorded so far.
+        part: Several parts may record their rows into one folder, one after the other: its budget
+            is for all of them, and each part's summary tells its own use.
 
     Returns:
         What was recorded; no row is missing.
@@ -114,7 +120,7 @@ def record_answers(
     depends_on = {"base_url": settings.base_url, "request": settings.body()}
     log = AnswerLog(folder, depends_on, key.redact if key else str)
     try:
-        ledger = Ledger(folder, _budget(settings))
+        ledger = Ledger(folder, _budget(settings), part)
         try:
             recording = _Recording(settings, key, log, ledger, progress)
             _run(recording, requests)
@@ -124,10 +130,11 @@ def record_answers(
         log.close()
     summary = recording.summary()
     if summary.stopped_by is not None:
-        raise BudgetSpent(summary, folder)
-    beside = folder / f"{SUMMARY}.tmp"
+        raise BudgetSpent(summary, folder, ledger)
+    whole = folder / (f"{part}-{SUMMARY}" if part else SUMMARY)
+    beside = whole.with_suffix(".tmp")
     beside.write_text(json.dumps(asdict(summary), indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, folder / SUMMARY)
+    os.replace(beside, whole)
     return summary
 
 
@@ -180,7 +187,8 @@ class _Recording:
     ) -> None:
         self.settings, self.key, self.log, self.ledger = settings, key, log, ledger
         self.progress = progress or (lambda recorded: None)
-        self.rows = self.recorded = self.earlier = self.retries = 0
+        self.recorded = self.earlier = self.retries = 0
+        self.keys: set[str] = set()
         self.failed: BaseException | None = None
         self.spent: str | None = None
         self.not_before = 0.0  # a server that says "later" says it to all workers
@@ -209,15 +217,13 @@ class _Recording:
 
     def _missing(self, requests: Iterable[Request]) -> Iterator[Request]:
         """The rows without an answer; all rows are counted on the way."""
-        seen: set[str] = set()
         for request in requests:
-            if request.key in seen:
+            if request.key in self.keys:
                 raise RecipeError(
                     f"Two rows to ask the teacher for have the key '{request.key}'; each row needs "
                     "a key of its own."
                 )
-            seen.add(request.key)
-            self.rows += 1
+            self.keys.add(request.key)
             recorded = self.log.done.get(request.key)
             if recorded is None:
                 yield request
@@ -341,17 +347,18 @@ class _Recording:
 
     def summary(self) -> Summary:
         """The state of the recording."""
-        counts = self.log.counts
+        counts = Counter(kind for key in self.keys for kind in self.log.kinds.get(key, ()))
+        requests, prompt_tokens, completion_tokens = self.ledger.own
         return Summary(
-            rows=self.rows,
+            rows=len(self.keys),
             recorded=self.recorded,
             earlier=self.earlier,
-            missing=self.rows - self.recorded,
-            requests=self.ledger.requests,
+            missing=len(self.keys) - self.recorded,
+            requests=requests,
             retries=self.retries,
-            prompt_tokens=self.ledger.prompt_tokens,
-            completion_tokens=self.ledger.completion_tokens,
-            usd=self.ledger.usd,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            usd=self.ledger.budget.price(prompt_tokens, completion_tokens),
             stopped_by=self.spent,
             **counts,
         )

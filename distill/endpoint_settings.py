@@ -64,7 +64,9 @@ class Key:
 
 @dataclass(frozen=True)
 class EndpointSettings:
-    """An OpenAI-compatible chat server and how it is asked; fields are keys under ``teacher``.
+    """An OpenAI-compatible chat server and how it is asked.
+
+    Fields are keys under ``teacher.endpoint``; the model's name is ``teacher.model``.
 
     Attributes:
         base_url: The address that ``/chat/completions`` follows, e.g. ``http://localhost:8000/v1``.
@@ -174,11 +176,11 @@ class EndpointSettings:
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and value < low:
-                problems.append(f"teacher.{name} is {value}: expected {low} or more.")
+                problems.append(f"teacher.endpoint.{name} is {value}: expected {low} or more.")
         for name in ("timeout_s", "first_wait_s", "longest_wait_s", "budget_usd"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
-                problems.append(f"teacher.{name} is {value}: expected a number above 0.")
+                problems.append(f"teacher.endpoint.{name} is {value}: expected a number above 0.")
         prices = (self.usd_per_million_input, self.usd_per_million_output)
         if any(p is not None and not (math.isfinite(p) and p >= 0) for p in prices):
             problems.append(

@@ -63,24 +63,36 @@ class Ledger:
 
     Attributes:
         budget: The limits.
+        requests: Requests, of all parts; likewise the next two.
+        prompt_tokens: Tokens sent.
+        completion_tokens: Tokens answered.
+        own: Of these, what this part used: requests, tokens sent, tokens answered.
         in_flight: Reservations of this process that are still open.
     """
 
-    def __init__(self, folder: Path, budget: Budget) -> None:
+    def __init__(self, folder: Path, budget: Budget, part: str = "") -> None:
         """Opens the folder's ledger and counts what earlier runs used.
+
+        Args:
+            folder: Where it is.
+            budget: The limits, for all parts together.
+            part: Of the recording: what is asked now is noted as its own.
 
         Raises:
             RunError: If it is damaged.
         """
-        self.budget = budget
+        self.budget, self.part = budget, part
         self.in_flight: dict[int, tuple[int, int]] = {}
         self._file = AppendOnly(folder / LEDGER)
         used: dict[int, tuple[int, int]] = {}
+        mine: set[int] = set()
         for row in self._file.rows:
             try:
                 number = int(row["request"])
                 prompt, completion = row["most"] if "most" in row else row["used"]
                 used[number] = int(prompt), int(completion)
+                if row.get("of", "") == part:
+                    mine.add(number)
             except (KeyError, TypeError, ValueError):
                 self._file.close()
                 raise damaged(self._file.path, "a line is not the ledger's") from None
@@ -89,11 +101,25 @@ class Ledger:
         self._next = max(used, default=-1) + 1
         self.prompt_tokens = sum(prompt for prompt, _ in used.values())
         self.completion_tokens = sum(completion for _, completion in used.values())
+        sums = [sum(used[number][side] for number in mine) for side in (0, 1)]
+        self.own = (len(mine), sums[0], sums[1])
 
     @property
     def usd(self) -> float:
         """Money used or reserved."""
         return self.budget.price(self.prompt_tokens, self.completion_tokens)
+
+    def _count(self, requests: int, prompt_tokens: int, completion_tokens: int) -> None:
+        """Adds to what all parts used, and to this part's."""
+        self.requests += requests
+        self.prompt_tokens += prompt_tokens
+        self.completion_tokens += completion_tokens
+        before = self.own
+        self.own = (
+            before[0] + requests,
+            before[1] + prompt_tokens,
+            before[2] + completion_tokens,
+        )
 
     def exceeded_by(self, prompt_tokens: int, completion_tokens: int) -> str | None:
         """The first limit that a request of this size could pass: a name, or None."""
@@ -114,9 +140,7 @@ class Ledger:
         number, self._next = self._next, self._next + 1
         self._write(number, "most", prompt_tokens, completion_tokens)
         self.in_flight[number] = (prompt_tokens, completion_tokens)
-        self.requests += 1
-        self.prompt_tokens += prompt_tokens
-        self.completion_tokens += completion_tokens
+        self._count(1, prompt_tokens, completion_tokens)
         return number
 
     def settle(self, number: int, prompt_tokens: int | None, completion_tokens: int | None) -> None:
@@ -125,11 +149,11 @@ class Ledger:
         used_prompt = prompt if prompt_tokens is None else prompt_tokens
         used_completion = completion if completion_tokens is None else completion_tokens
         self._write(number, "used", used_prompt, used_completion)
-        self.prompt_tokens += used_prompt - prompt
-        self.completion_tokens += used_completion - completion
+        self._count(0, used_prompt - prompt, used_completion - completion)
 
     def _write(self, number: int, what: str, prompt: int, completion: int) -> None:
-        self._file.append(json.dumps({"request": number, what: [prompt, completion]}))
+        part = {"of": self.part} if self.part else {}
+        self._file.append(json.dumps({"request": number, what: [prompt, completion], **part}))
 
     def sync(self) -> None:
         """Waits until the ledger is on the disk."""

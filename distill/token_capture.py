@@ -27,7 +27,7 @@ from .hidden_encoding import HiddenEncoding, Moments, fit, load, rank_for, save
 from .language import head_of
 from .language_rows import batch_of
 from .token_divergence import Divergence
-from .token_encoding import get_encoding
+from .token_encoding import Encoding, FullEncoding, get_encoding
 from .token_outputs import Record, TokenOutputs
 from .token_recording import TokenOutputsWriter
 
@@ -44,6 +44,8 @@ COMPRESSION = "compression.safetensors"
 """How hidden states are compressed, while shards are being written."""
 LOGITS = 1 << 25
 """Logits of one row that exist at a time."""
+SHARD_BYTES = 1 << 28
+"""Full distributions of one shard, at most: a shard is in memory until it is written."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,24 @@ def distinct(examples: Examples) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return first[order], place[found[2]]
 
 
+def shard_items(encoding: Encoding | None, longest: int, most: int) -> int:
+    """Items in a shard, the same for all, so that each process knows whose they are.
+
+    Args:
+        encoding: Of the distributions; those that are not full take little.
+        longest: Tokens of an item's completion, at most.
+        most: Items, at most.
+
+    Examples:
+        >>> from paredown.distill.token_encoding import get_encoding
+        >>> shard_items(get_encoding({"encoding": "full"}, 151_936), 100, 4096)
+        8
+    """
+    if not isinstance(encoding, FullEncoding):
+        return most
+    return min(most, max(1, SHARD_BYTES // (2 * encoding.vocabulary * max(longest, 1))))
+
+
 def capture_tokens(
     model: TextModel,
     examples: Examples,
@@ -125,7 +145,7 @@ def capture_tokens(
         hidden_rank: Components kept of them; chosen by `hidden_encoding.rank_for` where None.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         batch_tokens: Rows × longest row of a batch, at most.
-        shard_rows: Items in a shard.
+        shard_rows: Items in a shard, at most: of full distributions, fewer (`SHARD_BYTES`).
         rank: This process.
         world_size: Processes that share the work.
         barrier: Waits for all of them.
@@ -164,7 +184,14 @@ def capture_tokens(
         identity={**identity, "precision": precision, "world_size": world_size},
         encoding=made,
         hidden=hidden,
-        shard_items=shard_rows,
+        shard_items=shard_items(
+            made,
+            int(examples.learned[chosen].max(initial=1))
+            if writing is None
+            # and the token that ends it
+            else writing.max_new_tokens + 1,
+            shard_rows,
+        ),
         rank=rank,
         world_size=world_size,
     )

@@ -194,12 +194,38 @@ class TopKEncoding:
             # Of the others themselves: 1 − Σ would know nothing below 1e-7.
             rest = every.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
             values.append(torch.cat([every.gather(-1, top), rest.clamp(max=0)], -1))
-            ids.append(top.cpu().numpy())
-        if not values:
+            ids.append(top)
+        return self._written(torch.cat(values), torch.cat(ids)) if values else b""
+
+    def encode_listed(self, listed: TopK) -> bytes:
+        """Writes what a server lists of each token: nothing is put in the place of the rest.
+
+        Args:
+            listed: Of T tokens, with K ≥ k places; where it has more than k, the least join the
+                rest, and places of −∞, of which no reader takes notice, keep their distinct ids.
+
+        Raises:
+            RunError: If it has fewer places than k.
+        """
+        if listed.ids.shape[1] < self.k:
+            raise RunError(
+                f"The teacher lists {listed.ids.shape[1]} log-probabilities a token, and "
+                f"{self.k} were to be recorded; set capture.k to at most what it lists."
+            )
+        if not len(listed):
             return b""
-        flat = np.concatenate(ids)
+        best = listed.log_probs.topk(self.k, dim=-1, sorted=False).indices
+        ids, order = listed.ids.gather(-1, best).sort(-1)
+        values = listed.log_probs.gather(-1, best).gather(-1, order)
+        lost = listed.log_probs.exp().sum(-1) - values.exp().sum(-1)
+        rest = (listed.rest + lost.clamp(min=0)).clamp(max=1).log()[:, None]
+        return self._written(torch.cat([values.clamp(max=0), rest], -1), ids)
+
+    def _written(self, values: Tensor, ids: Tensor) -> bytes:
+        """Log-probabilities and that of the rest, (T, k + 1), and the ids, (T, k), ascending."""
+        flat = ids.cpu().numpy()
         sets = Sets(flat.reshape(-1), np.full(len(flat), self.k, dtype=np.int64))
-        return _half(torch.cat(values)) + pack_sets(sets, self.vocabulary, fixed_size=True)
+        return _half(values) + pack_sets(sets, self.vocabulary, fixed_size=True)
 
     def decode(self, blob: bytes, tokens: int) -> TopK:
         """See `Encoding`; ids ascend."""

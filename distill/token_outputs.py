@@ -3,7 +3,7 @@
 A folder of Arrow shards with a manifest, as in `outputs`:
 
     manifest.json            identity, encoding, bytes per token, divergence, shards
-    rows-<stream>.npy        for each row of a stream (``train``, …) the item it is, int64
+    rows-<stream>.npy        for each row of a stream (``train``, …) its item, int64; −1 if left out
     hidden.safetensors       how hidden states are read, where they were recorded
     shard-00000.arrow …      items in a row: ``ids``, ``spans``, ``text``, ``blob``, ``hidden_<n>``
 
@@ -119,7 +119,7 @@ class TokenOutputs:
         return list(self.manifest["streams"])
 
     def rows(self, stream: str) -> NDArray[np.int64]:
-        """The item of each row of a stream, (rows,), mapped from disk.
+        """The item of each row of a stream, (rows,), mapped from disk; −1 for a row left out.
 
         Raises:
             RunError: If the stream was not recorded.

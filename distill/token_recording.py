@@ -13,13 +13,15 @@ from ..eval.checkpoints import sha256
 from ..eval.errors import RunError
 from .hidden_encoding import HiddenEncoding, save
 from .shards import MANIFEST, note_of, notes_of, replace_json, write_manifest, write_shard
-from .token_encoding import Encoding
+from .token_encoding import Encoding, TopKEncoding
 from .token_outputs import FORMAT, HIDDEN, Record, TokenOutputs
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
     from torch import Tensor
+
+    from .token_targets import TopK
 
 BEGUN = "begun.json"
 """What a folder was begun for, until its manifest says it."""
@@ -122,6 +124,7 @@ class TokenOutputsWriter:
         *,
         key: str,
         logits: Tensor | None = None,
+        listed: TopK | None = None,
         states: Mapping[int, Tensor] | None = None,
         text: str | None = None,
     ) -> Record:
@@ -132,6 +135,7 @@ class TokenOutputsWriter:
             spans: The tokens that the teacher was asked about.
             key: Names the row: the draws of `sampled` depend on it.
             logits: Of those T tokens, given what is before each, (T, V).
+            listed: What a server lists of them instead, for the encoding `topk`.
             states: By layer, the token vectors that they were predicted from, (T, H).
             text: What the teacher wrote.
 
@@ -140,6 +144,7 @@ class TokenOutputsWriter:
         """
         bare = Record(ids, spans, text)
         sizes = {"logits": None if logits is None else len(logits)}
+        sizes |= {"log-probabilities": None if listed is None else len(listed)}
         sizes |= {f"hidden states of layer {n}": len(s) for n, s in (states or {}).items()}
         for name, size in sizes.items():
             if size is not None and size != bare.tokens:
@@ -149,6 +154,12 @@ class TokenOutputsWriter:
             if self._encoding is None:
                 raise RunError("Logits were given to record, and no encoding to record them in.")
             blob = self._encoding.encode(logits, key)
+        if listed is not None:
+            if not isinstance(self._encoding, TopKEncoding):
+                raise RunError(
+                    "Listed log-probabilities were given to an encoding other than topk."
+                )
+            blob = self._encoding.encode_listed(listed)
         hidden = {n: self._hidden[n].encode(s) for n, s in (states or {}).items()}
         return Record(ids, spans, text, blob, hidden)
 
@@ -225,7 +236,7 @@ class TokenOutputsWriter:
         """Writes what is left and the manifest, which makes the folder whole.
 
         Args:
-            streams: For each stream the item of each of its rows.
+            streams: For each stream the item of each of its rows; −1 for a row left out.
             facts: For the manifest, such as ``divergence``, measured on a sample of rows.
 
         Raises:
@@ -243,7 +254,7 @@ class TokenOutputsWriter:
         items = sum(int(note["items"]) for note in notes)
         for name, rows in streams.items():
             of = np.asarray(rows, dtype=np.int64)
-            if len(of) and not (of.min() >= 0 and of.max() < items):
+            if len(of) and not (of.min() >= -1 and of.max() < items):
                 raise RunError(f"Stream '{name}' names items beyond the {items} recorded.")
             np.save(self._out / f"rows-{name}.npy", of)
         total = {k: sum(int(note[k]) for note in notes) for k in _SUMS}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ class LayerShape:
         attention: Query heads × their width A; the hidden size in BERT-like models.
         keys: Key and value heads × their width K.
         gated: Whether the FFN has a gate beside the way up.
+        beside: FLOPs of a token, over all layers, beside those: routers, layers of another width.
         pooled: Whether an H × H map stands before the classes, which one vector a row goes through;
             else every token is classified.
     """
@@ -47,16 +48,18 @@ class LayerShape:
     keys: int
     gated: bool = False
     pooled: bool = True
+    beside: int = 0
 
     def flops(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
         """FLOPs of all layers for rows of T tokens.
 
         L (T (4 H A + 4 H K + (4 or 6) H F) + 4 T² A): attention counts as the full square, causal
-        or not.
+        or not. And T times what is beside.
         """
         projections = 4 * self.hidden * (self.attention + self.keys)
         ffn = (6 if self.gated else 4) * self.hidden * self.intermediate
-        return self.layers * (lengths * (projections + ffn) + 4 * lengths**2 * self.attention)
+        layers = self.layers * (lengths * (projections + ffn) + 4 * lengths**2 * self.attention)
+        return layers + lengths * self.beside
 
 
 def _bert(config: Any) -> LayerShape:
@@ -77,6 +80,22 @@ def _llama(config: Any) -> LayerShape:
     )
 
 
+def _mixture(config: Any) -> LayerShape:
+    """A token goes through the router and the experts that are chosen for it, not through all."""
+    shape, hidden = _llama(config), int(config.hidden_size)
+    experts = int(getattr(config, "num_local_experts", None) or config.num_experts)
+    width = int(getattr(config, "moe_intermediate_size", None) or config.intermediate_size)
+    active = int(config.num_experts_per_tok) * width
+    step, plain = getattr(config, "decoder_sparse_step", 1), getattr(config, "mlp_only_layers", [])
+    mixed = sum(
+        experts > 0 and layer not in (plain or []) and (layer + 1) % step == 0
+        for layer in range(shape.layers)
+    )
+    router = mixed * 2 * hidden * experts
+    others = (shape.layers - mixed) * 6 * hidden * (shape.intermediate - active)
+    return replace(shape, intermediate=active, beside=router + others)
+
+
 ARCHITECTURES: dict[str, Callable[[Any], LayerShape]] = {
     "bert": _bert,
     "roberta": _bert,
@@ -89,6 +108,8 @@ ARCHITECTURES: dict[str, Callable[[Any], LayerShape]] = {
     "qwen2": _llama,
     "qwen3": _llama,
     "gemma3_text": _llama,
+    "mixtral": _mixture,
+    "qwen3_moe": _mixture,
     "gpt2": lambda config: LayerShape(
         config.n_layer,
         config.n_embd,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import DataError, RecipeError
+from .errors import DataError, RecipeError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -79,6 +80,8 @@ class Dialogues:
                 "use an instruction-tuned checkpoint, set tokenizer.chat_template and save it "
                 "again, or give the rows as prompt and completion."
             )
+        if self.form == "messages":
+            self._check_arguments()
         if self.form == "text" and self.template:
             raise RecipeError(
                 f"generation.template ({', '.join(self.template)}) is for rows of messages, and "
@@ -89,6 +92,18 @@ class Dialogues:
                 "generation.train_on: all is for rows of messages, and these are prompts and "
                 "completions with one answer each; leave it out."
             )
+
+    def _check_arguments(self) -> None:
+        """An argument that the template never names changes nothing, and is mostly mistyped."""
+        written = str(self.tokenizer.chat_template)
+        words = set(re.findall(r"\w+", written))
+        for name in self.template:
+            if name not in words:
+                raise RecipeError(
+                    f"generation.template: the tokenizer's chat template takes no argument "
+                    f"'{name}'.{nearest(name, words)} Leave it out, or name one that is in the "
+                    "template."
+                )
 
     def prompt_ids(self, prompt: str, row: Place = None) -> list[int]:
         """The tokens that a model is given to answer, specials included.
@@ -107,13 +122,16 @@ class Dialogues:
             ids = self._ids(self._render(_turns(prompt), True, row))
         return self._checked(ids, prompt, row)
 
-    def example(self, prompt: str, completion: str, row: Place = None) -> Example:
+    def example(
+        self, prompt: str, completion: str, row: Place = None, *, finished: bool = True
+    ) -> Example:
         """The tokens of a prompt with its answer, and which of them are learned.
 
         Args:
             prompt: As the data's ``prompt`` column has it.
             completion: The answer; an empty one is learned as an end at once.
             row: The row's number, or what it is called, for messages.
+            finished: Whether the completion is all of the answer; nothing ends it otherwise.
 
         Raises:
             DataError: As `prompt_ids`; or if the chat template writes earlier turns otherwise once
@@ -122,11 +140,11 @@ class Dialogues:
         ids = self.prompt_ids(prompt, row)
         if self.form == "text":
             mask = [0] * len(ids)
-            answer = [*self._ids(completion), self._end]
+            answer = [*self._ids(completion), *([self._end] if finished else [])]
         else:
             turns = _turns(prompt)
             mask = self._earlier(turns, ids, row) if self.train_on == "all" else [0] * len(ids)
-            answer = self._answer(turns, completion, ids, row)
+            answer = self._answer(turns, completion, ids, row, finished)
         whole = ids + answer
         mask += [1] * len(answer)
         return Example(
@@ -180,7 +198,12 @@ class Dialogues:
         return str(text)
 
     def _answer(
-        self, turns: list[dict[str, str]], completion: str, ids: list[int], row: Place
+        self,
+        turns: list[dict[str, str]],
+        completion: str,
+        ids: list[int],
+        row: Place,
+        finished: bool,
     ) -> list[int]:
         """Tokens of the last assistant turn, up to the one that ends it."""
         prompt = self._render(turns, True, row)
@@ -188,10 +211,12 @@ class Dialogues:
         whole = self._render(answered, False, row)
         if not whole.startswith(prompt):
             raise _rewritten(row, self.template)
+        if not finished:
+            whole = _cut_behind(completion, whole, len(prompt))
         joint = self._ids(whole)
         # tokens that straddle the border would not be what the model is given to go on from
         answer = joint[len(ids) :] if joint[: len(ids)] == ids else self._ids(whole[len(prompt) :])
-        return self._ended(answer)
+        return self._ended(answer) if finished else answer
 
     def _ended(self, ids: list[int]) -> list[int]:
         """Cut behind the last token that ends a text; with one added where there is none."""
@@ -218,6 +243,19 @@ class Dialogues:
             for i in inside:
                 mask[i] = int(not ends or i <= ends[-1])
         return mask
+
+
+def _cut_behind(said: str, whole: str, start: int) -> str:
+    """A rendered conversation without what the template writes behind the last answer.
+
+    Where the template changed the answer's text, the answer itself is cut off with it: nothing is
+    learned then, rather than an end that was not there.
+    """
+    for text in (said, said.strip()):
+        place = whole.rfind(text, start)
+        if text and place >= 0:
+            return whole[: place + len(text)]
+    return whole[:start]
 
 
 def _turns(prompt: str) -> list[dict[str, str]]:

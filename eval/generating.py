@@ -144,9 +144,12 @@ def stop_tokens(model: TextModel) -> list[int]:
     return stops
 
 
-def _configured(model: TextModel, settings: Mapping[str, Any]) -> GenerationConfig | None:
-    """The settings as transformers takes them; None for greedy."""
-    stops = stop_tokens(model)
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuses what transformers' ``GenerationConfig`` does not have, or not in this combination.
+
+    Raises:
+        RecipeError: Naming the setting.
+    """
     known = [name for name in vars(_generation_config()) if not name.startswith("_")]
     for name in settings:
         if name in OURS:
@@ -157,24 +160,36 @@ def _configured(model: TextModel, settings: Mapping[str, Any]) -> GenerationConf
                 "transformers' GenerationConfig."
             )
     sampling = [name for name in SAMPLING if name in settings]
-    samples = bool(settings.get("do_sample", sampling))
-    if sampling and not samples:
+    if sampling and not settings.get("do_sample", True):
         raise RecipeError(f"'{sampling[0]}' has no effect with do_sample: false; leave one out.")
-    if not samples and not set(settings) - {"do_sample"}:
-        return None
-    pad = model.tokenizer.pad_token_id
+    _valid(settings, eos_token_id=[0], pad_token_id=0)
+
+
+def _samples(settings: Mapping[str, Any]) -> bool:
+    """Whether tokens are drawn: where it is said, or something says how."""
+    return bool(settings.get("do_sample", any(name in settings for name in SAMPLING)))
+
+
+def _valid(settings: Mapping[str, Any], **ids: Any) -> GenerationConfig:
+    """The settings as transformers takes them."""
     try:
-        made = _generation_config(
-            **{**settings, "do_sample": samples},
-            eos_token_id=stops,
-            pad_token_id=stops[0] if pad is None else pad,
-        )
+        made = _generation_config(**{**settings, "do_sample": _samples(settings)}, **ids)
         made.validate(strict=True)
     except (ValueError, TypeError) as error:
         raise RecipeError(
             f"The generation settings {dict(settings)} are refused: {error}"
         ) from error
     return made
+
+
+def _configured(model: TextModel, settings: Mapping[str, Any]) -> GenerationConfig | None:
+    """The settings as transformers takes them; None for greedy."""
+    stops = stop_tokens(model)
+    check_settings(settings)
+    if not _samples(settings) and not set(settings) - {"do_sample"}:
+        return None
+    pad = model.tokenizer.pad_token_id
+    return _valid(settings, eos_token_id=stops, pad_token_id=stops[0] if pad is None else pad)
 
 
 def _generation_config(**settings: Any) -> GenerationConfig:

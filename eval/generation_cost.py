@@ -95,6 +95,15 @@ def _keys_read(
     return read if window is None else read + (steps - growing) * window
 
 
+def check_cost_known(config: Any) -> None:
+    """Refuses a model whose answers have no stated cost, before anything is trained.
+
+    Raises:
+        RecipeError: If the architecture has no formula.
+    """
+    _shape(config)
+
+
 def _shape(config: Any) -> LayerShape:
     if config.model_type not in ARCHITECTURES:
         raise RecipeError(

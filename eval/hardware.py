@@ -91,6 +91,19 @@ def default_device() -> str:
     return "cpu" if accelerator is None else accelerator.type
 
 
+def model_device(rank: int = 0) -> str:
+    """Where a model answers outside of training: a process's own GPU, or ``cpu``.
+
+    Args:
+        rank: The process, of those on this machine.
+    """
+    import torch
+
+    if default_device() != "cuda":
+        return "cpu"
+    return f"cuda:{rank % torch.cuda.device_count()}"
+
+
 def _cuda_precision() -> Precision:
     import torch
 

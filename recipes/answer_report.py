@@ -39,7 +39,7 @@ def recorded(recipe: Recipe, folders: Mapping[str, Folder]) -> Recorded:
     return {
         "kind": recipe.teacher.kind,
         "encoding": str(capture.encoding),
-        "k": capture.k,
+        "k": facts.get("k", capture.k),
         "draws": capture.draws,
         "over": capture.over,
         "items": facts["items"],
@@ -48,10 +48,16 @@ def recorded(recipe: Recipe, folders: Mapping[str, Folder]) -> Recorded:
         "hidden": facts.get("hidden") or {},
         "unfinished": facts.get("unfinished"),
         "unmapped_mass": facts.get("unmapped_mass"),
-        "refused": facts.get("refused") or {},
+        "refused": {**(facts.get("refused") or {}), **_uncut(folders)},
         "truncated": cut,
         "endpoint": asked,
     }
+
+
+def _uncut(folders: Mapping[str, Folder]) -> dict[str, int]:
+    """Answers that a student of a cut vocabulary cannot spell."""
+    rows = folders["distill"].record.get("not_in_vocabulary") if "distill" in folders else None
+    return {"a token that prune.vocabulary cut": rows} if rows else {}
 
 
 def recorded_lines(told: Mapping[str, Any] | None) -> list[str]:
@@ -124,7 +130,7 @@ def _mapping(told: Mapping[str, Any]) -> list[str]:
     if told["refused"]:
         count = figures.whole(sum(told["refused"].values()))
         why = ", ".join(f"{reason}: {rows:,}" for reason, rows in told["refused"].items())
-        lines.append(f"{count} answers could not be mapped and are left out ({why}).")
+        lines.append(f"{count} answers are not learned from ({why}).")
     return lines
 
 
@@ -143,4 +149,6 @@ def _asked(stage: str, summary: Mapping[str, Any]) -> str:
         f"{tokens:,} tokens, {summary['usd']:.2f} USD"
     )
     rest = [f"{summary[name]:,} {said}" for name, said in COUNTED.items() if summary.get(name)]
+    if rest and stage == "evaluate-teacher":
+        rest[-1] += " (without a text, an answer counts as wrong)"
     return f"{text}; {', '.join(rest)}." if rest else f"{text}."

@@ -204,7 +204,8 @@ def check(recipe: RecipeName, overrides: Overrides = None, imports: Imports = No
     from .api import check as check_recipe
 
     checked = check_recipe(recipe, overrides or (), imports=imports or ())
-    teacher = checked.teacher.model or "recorded outputs"
+    made = "made in the run" if checked.teacher.new is not None else "recorded outputs"
+    teacher = checked.teacher.model or made
     _print(f"{recipe} is fine: {checked.name}, {checked.task}, teacher {teacher}.")
     _print("Rows and models are read when it runs.")
 

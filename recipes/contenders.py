@@ -12,6 +12,7 @@ import numpy as np
 from ..distill.teachers import recorded_kind
 from ..eval.data import Data
 from ..eval.errors import RecipeError, RunError
+from ..eval.hardware import model_device
 from ..eval.metrics import Scores, score_classes, score_ranking
 from ..eval.models import TextModel, load_model
 from ..eval.tables import open_table
@@ -109,7 +110,7 @@ class TestRows:
             return values, None
         if contender.fmt is not None and FORMATS[contender.fmt].loader is not None:
             return self._exported(contender, self.texts, self.pairs, progress), None
-        model = self.load(contender)
+        model = self.load(contender).to(model_device())
         rows = model.predict(self.texts, self.pairs, self.role, progress=progress)
         if not contender.symmetric or self.task.signal != "embedding":
             return rows, None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..eval.errors import RecipeError
 from ..eval.tasks import get_task
 from .problem import Problem
 
 if TYPE_CHECKING:
+    from ..distill.endpoint_settings import EndpointSettings
     from .schema import Recipe
 
 TOP_K, DRAWS = 32, 50
@@ -28,6 +32,7 @@ def generation_problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _teacher(recipe)
     yield from _capture(recipe)
     yield from _distill(recipe)
+    yield from _settings(recipe)
     if recipe.budget is not None:
         yield Problem(
             ("budget",),
@@ -65,6 +70,11 @@ def _teacher(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(("teacher",), "both model and new are given; keep one.")
         if teacher.new is not None and teacher.finetune is None:
             yield Problem(("teacher", "new"), "has random weights: add teacher.finetune.")
+    if teacher.files is not None and teacher.files.validation is not None:
+        yield Problem(
+            ("teacher", "files", "validation"),
+            "the student is validated on the rows' own completions; leave it out.",
+        )
     if teacher.kind == "endpoint":
         if teacher.endpoint is None:
             yield Problem(("teacher",), "kind endpoint needs endpoint, with a base_url.")
@@ -77,6 +87,7 @@ def _teacher(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(
                 ("teacher", "kind"), "an endpoint leaves nothing to prune: add student.model."
             )
+        yield from _server(recipe)
     elif teacher.endpoint is not None:
         yield Problem(("teacher", "endpoint"), "only for kind: endpoint.")
     scored = teacher.endpoint is not None and teacher.endpoint.top_logprobs > 0
@@ -91,6 +102,40 @@ def _teacher(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             ("teacher", "tokenizer"), "maps log-probabilities; set teacher.endpoint.top_logprobs."
         )
+
+
+def server_settings(recipe: Recipe) -> EndpointSettings:
+    """How the endpoint is asked.
+
+    Raises:
+        RecipeError: If it cannot be, or the address holds what might be a secret; a line for each.
+    """
+    from ..distill.endpoint_settings import EndpointSettings
+    from .schema import Generation
+
+    teacher, generation = recipe.teacher, recipe.generation
+    assert teacher.endpoint is not None and teacher.model is not None
+    values = teacher.endpoint.model_dump()
+    if values["max_tokens"] is None:
+        values["max_tokens"] = (generation or Generation()).max_new_tokens
+    return EndpointSettings(model=teacher.model, **values)
+
+
+def _server(recipe: Recipe) -> Iterator[Problem]:
+    """What is wrong with an endpoint's settings, before any of them is written to a file."""
+    endpoint = recipe.teacher.endpoint
+    if endpoint is None or recipe.teacher.model is None:
+        return
+    try:
+        settings = server_settings(recipe)
+        # A key that is not set yet is asked for when the recording starts.
+        if endpoint.key_env is not None and os.environ.get(endpoint.key_env):
+            settings.key()
+    except RecipeError as error:
+        for line in str(error).splitlines():
+            named = re.match(r"teacher\.endpoint\.(\w+) ", line)
+            path = ("teacher", "endpoint", *([named[1]] if named else []))
+            yield Problem(path, line[named.end() :] if named else line)
 
 
 def _capture(recipe: Recipe) -> Iterator[Problem]:
@@ -148,6 +193,18 @@ def _distill(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             ("distill", "lora"), "adds to weights that prune.mask keeps at zero; leave one out."
         )
+
+
+def _settings(recipe: Recipe) -> Iterator[Problem]:
+    """What transformers would refuse of how answers are made, once a model is there."""
+    if recipe.generation is None or not recipe.generation.settings:
+        return
+    from ..eval.generating import check_settings
+
+    try:
+        check_settings(recipe.generation.settings)
+    except RecipeError as error:
+        yield Problem(("generation", "settings"), str(error))
 
 
 def _gives_texts(recipe: Recipe) -> bool:

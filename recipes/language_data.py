@@ -127,9 +127,25 @@ def calibration_stream(data: Data, model: TextModel, settings: Generation) -> St
     return Stream("train.text", texts)
 
 
-def vocabulary_texts(data: Data, model: TextModel, settings: Generation) -> Iterator[str]:
-    """Every text that the training rows are made of, for a cut of the vocabulary."""
+def vocabulary_texts(
+    data: Data, model: TextModel, settings: Generation, captured: Path
+) -> Iterator[str]:
+    """Every text that the training rows are made of, for a cut of the vocabulary.
+
+    Args:
+        data: The rows.
+        model: The model to cut.
+        settings: How prompts are written.
+        captured: The folder of what the teacher wrote, which is learned too.
+    """
+    from ..distill.token_outputs import TokenOutputs
+
     rows = data.split("train")
     for prompt, completion in zip(rows["prompt"], rows["completion"], strict=True):
         yield written(model.tokenizer, data, settings, prompt)
         yield completion
+    outputs = TokenOutputs(captured)
+    for item in range(len(outputs)):
+        (record,) = outputs.get([item])
+        if record.text:
+            yield record.text

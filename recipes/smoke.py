@@ -117,6 +117,7 @@ def smoke_recipe(recipe: Recipe, folder: Path, depth: int | None = None) -> Reci
     if values["generation"]:
         few = min(values["generation"]["max_new_tokens"], NEW_TOKENS)
         values["generation"]["max_new_tokens"] = few
+        values["generation"]["template"] = {}  # arguments of the real template, not of TEMPLATE
     if recipe.teacher.finetune is None and get_task(recipe.task).signal == "class_logits":
         # The stand-in of a classifier that is ready must first learn the made-up classes.
         values["teacher"]["finetune"] = {"epochs": 1}

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ..distill.capture import capture, record_given
 from ..distill.teachers import recorded_kind, recorded_values
 from ..eval.checkpoints import sha256
 from ..eval.data import Data
 from ..eval.errors import RecipeError
+from ..eval.hardware import model_device
 from ..eval.models import load_model
 from ..eval.problems import Problems
 from ..eval.splits import text_key
@@ -51,8 +50,7 @@ def capture_stage(
                 _record_given(context, rows, recipe, belongs)
             return
         model = load_model(checkpoint, task, **model_options(recipe.teacher))
-        if torch.cuda.is_available():
-            model.to(f"cuda:{context.world.rank % torch.cuda.device_count()}")
+        model.to(model_device(context.world.rank))
         tokenizer = checkpoint / "tokenizer.json"
         outputs = capture(
             model,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,26 +15,28 @@ import numpy as np
 from ..eval.checkpoints import find_checkpoint, sha256
 from ..eval.data import Data
 from ..eval.dialogues import Dialogues
-from ..eval.errors import RecipeError
+from ..eval.errors import RecipeError, RunError
 from ..eval.models import load_tokenizer
-from .generation_rules import encoding_spec
-from .schema import Endpoint, Generation, Recipe, Teacher
+from .generation_rules import encoding_spec, server_settings
+from .schema import Endpoint, Generation, Recipe
 from .stage_teacher import teacher_record
 from .store import Context, Folder, Stage
 
 if TYPE_CHECKING:
-    import torch
-
     from ..distill.chat_answers import Answer
     from ..distill.endpoint import Summary
+    from ..distill.endpoint_settings import EndpointSettings
     from ..distill.logprob_mapping import LogprobMapper
+    from ..distill.token_targets import TopK
 
 ANSWERS = "answers"
+UNFINISHED = "unfinished"
+"""The stream that names the items whose text ended at the length limit."""
 CONTEXT = 1 << 20  # a tokenizer alone has no context; the server has checked the prompt's length
 
 
 def capture_answers_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stage:
-    """Records what the teacher answered to the training and validation prompts.
+    """Records what the teacher answered to the training prompts.
 
     Args:
         recipe: For the endpoint, and whether log-probabilities are kept.
@@ -55,12 +60,9 @@ def capture_answers_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stag
     def work(context: Context) -> None:
         if context.world.main:
             rows = Data.open(context.inputs["data"])
-            prompts = {
-                split: list(rows.split(split)["prompt"]) for split in ("train", "validation")
-            }
+            prompts = {"train": list(rows.split("train")["prompt"])}
             if kind == "endpoint":
-                folder = context.out / ANSWERS
-                answers, summary = ask(recipe.teacher, generation, rows, prompts, folder, context)
+                answers, summary = ask(recipe, rows, prompts, context, "capture")
                 context.facts["endpoint"] = vars(summary)
             else:
                 answers = on_file(context.inputs["teacher"], prompts)
@@ -74,7 +76,11 @@ def capture_answers_stage(recipe: Recipe, data: Folder, teacher: Folder) -> Stag
 def asked(endpoint: Endpoint) -> dict[str, Any]:
     """What of an endpoint its answers depend on: not how fast they may come, or at what price."""
     names = ("base_url", "top_logprobs", "temperature", "top_p", "max_tokens", "seed", "extra_body")
-    return {name: getattr(endpoint, name) for name in names}
+    # Whole numbers that are keys become text, as they do in every file.
+    found: dict[str, Any] = json.loads(
+        json.dumps({name: getattr(endpoint, name) for name in names})
+    )
+    return found
 
 
 def turns_of(data: Data, prompt: str) -> list[dict[str, str]]:
@@ -86,24 +92,34 @@ def turns_of(data: Data, prompt: str) -> list[dict[str, str]]:
 
 
 def ask(
-    teacher: Teacher,
-    generation: Generation,
+    recipe: Recipe,
     data: Data,
     prompts: dict[str, list[str]],
-    folder: Path,
     context: Context,
+    part: str,
 ) -> tuple[dict[str, list[Answer]], Summary]:
-    """Asks the endpoint for every prompt that has no answer in the folder yet."""
+    """Asks the endpoint for every prompt that has no answer yet.
+
+    The answers lie beside the stages, under what the requests depend on and nothing else: how they
+    are mapped and encoded may change, and they are not paid for again. All stages that ask for
+    rows of the same data share them, and one budget.
+
+    Args:
+        recipe: Says whom, and how.
+        data: The rows.
+        prompts: By split, those to ask for.
+        context: Of the stage.
+        part: The stage, whose own use is told.
+
+    Returns:
+        The answers of each split, and what was used.
+    """
     from ..distill.answer_log import read_answers
     from ..distill.chat_client import Request
     from ..distill.endpoint import record_answers
-    from ..distill.endpoint_settings import EndpointSettings
 
-    endpoint = teacher.endpoint
-    assert endpoint is not None and teacher.model is not None
-    values = endpoint.model_dump()
-    values["max_tokens"] = endpoint.max_tokens or generation.max_new_tokens
-    settings = EndpointSettings(model=teacher.model, **values)
+    settings = server_settings(recipe)
+    folder = answers_folder(context.out.parent, settings, data)
     total = sum(map(len, prompts.values()))
 
     def requests() -> Iterator[Request]:
@@ -114,12 +130,24 @@ def ask(
     def report(done: int) -> None:
         context.bar.update(done, total)
 
-    summary = record_answers(requests(), settings, folder, report)
+    summary = record_answers(requests(), settings, folder, report, part=part)
+    context.facts["answers"] = folder.name
     found = {answer.key: answer for answer in read_answers(folder)}
     return {
         split: [found[f"{split}-{row}"] for row in range(len(texts))]
         for split, texts in prompts.items()
     }, summary
+
+
+def answers_folder(stages: Path, settings: EndpointSettings, data: Data) -> Path:
+    """Where the answers to some data's prompts are kept, among the stages."""
+    asked_for = {
+        "base_url": settings.base_url,
+        "request": json.loads(json.dumps(settings.body())),
+        "data": data.info["fingerprint"],
+    }
+    text = json.dumps(asked_for, sort_keys=True, ensure_ascii=True)
+    return stages / f"{ANSWERS}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def on_file(teacher: Path, prompts: dict[str, list[str]]) -> dict[str, list[Answer]]:
@@ -133,8 +161,7 @@ def on_file(teacher: Path, prompts: dict[str, list[str]]) -> dict[str, list[Answ
     files = teacher_record(teacher)["files"]
     found: dict[str, list[Answer]] = {}
     for split, texts in prompts.items():
-        # Validation rows are often a part of the training rows that was set aside.
-        path = Path(files.get(split) or files["train"])
+        path = Path(files[split])
         answers = read_answers(path, f"teacher.files.{split}")
         for row, prompt in enumerate(texts):
             if prompt not in answers:
@@ -170,6 +197,7 @@ def _record(
                 "keep texts alone (encoding: text) and learn by cross_entropy."
             )
         mapping = _Mapping(tokenizer, data, generation, answers)
+        spec["k"] = min(spec["k"], mapping.mapper.columns, mapping.size - 1)
     encoding = None if spec is None or mapping is None else get_encoding(spec, mapping.size)
     writer = TokenOutputsWriter(
         context.out,
@@ -183,33 +211,59 @@ def _record(
         encoding=encoding,
     )
     items: dict[str, Any] = {}
+    left: Counter[str] = Counter()
+    unfinished: list[int] = []
     count = 0
     for split, texts in prompts.items():
         of = np.full(len(texts), -1, dtype=np.int64)
         for row, (prompt, answer) in enumerate(zip(texts, answers[split], strict=True)):
             key = f"{split}-{row}"
+            why = unlearnable(answer)
+            if why is not None:
+                left[why] += 1
+                continue
             if mapping is None:
                 made = writer.record([], [], key=key, text=answer.text)
             else:
                 found = mapping.row(prompt, answer, row)
                 if found is None:
                     continue
-                ids, start, logits = found
+                ids, start, listed = found
                 made = writer.record(
-                    ids, [(start, len(ids))], key=key, logits=logits, text=answer.text
+                    ids, [(start, len(ids))], key=key, listed=listed, text=answer.text
                 )
             of[row] = count
+            if answer.finish == "length":
+                unfinished.append(count)
             if count >= writer.next_item:
                 writer.add(made)
             count += 1
         items[split] = of
+    items[UNFINISHED] = np.asarray(unfinished, dtype=np.int64)
+    if mapping is not None and (count or mapping.mapper.refused):
+        mapping.mapper.check()
+    elif not count:
+        reasons = ", ".join(f"{why}: {rows:,}" for why, rows in left.most_common())
+        raise RunError(
+            f"No answer of the teacher can be learned ({reasons}); change its prompts or settings."
+        )
     facts: dict[str, Any] = {"items": count}
     if mapping is not None:
-        mapping.mapper.check()
+        facts["k"] = spec["k"] if spec else None
         facts["unmapped_mass"] = mapping.mapper.unmapped
-        facts["refused"] = dict(mapping.mapper.refused)
+        left += mapping.mapper.refused
+    facts["refused"] = dict(left)
     outputs = writer.finish(items, **facts)
     context.facts.update(facts, bytes_per_token=outputs.manifest.get("bytes_per_token"))
+
+
+def unlearnable(answer: Answer) -> str | None:
+    """Why an answer is not one to learn from; None where it is."""
+    if answer.refusal:
+        return "refused"
+    if answer.finish == "content_filter":
+        return "stopped by a content filter"
+    return None if answer.text else "empty"
 
 
 class _Mapping:
@@ -228,25 +282,31 @@ class _Mapping:
             self.tokenizer, data.info["form"], CONTEXT, template=generation.template
         )
 
-    def row(
-        self, prompt: str, answer: Answer, row: int
-    ) -> tuple[list[int], int, torch.Tensor] | None:
-        """Ids, where the completion starts, and logits of it, (T, V); None if it cannot be."""
-        import torch
-
+    def row(self, prompt: str, answer: Answer, row: int) -> tuple[list[int], int, TopK] | None:
+        """Ids, where the completion starts, and what is listed of it; None if it cannot be."""
         mapped = self.mapper.map(answer)
         if mapped is None:
             return None
         start = self.dialogues.prompt_ids(prompt, row)
-        ids, said = list(mapped.ids), mapped.targets
-        others = max(1, self.size - said.ids.shape[1])
-        spread = (said.rest.double() / others).clamp(min=1e-30).log().float()
-        logits = spread[:, None].expand(len(ids), self.size).clone()
-        logits.scatter_(-1, said.ids, said.log_probs)
+        ids, listed = list(mapped.ids), mapped.targets
         end = int(self.tokenizer.eos_token_id)
         if answer.finish != "length" and (not ids or ids[-1] != end):
             # That it stopped says which token came last, and servers keep that one to themselves.
-            last = torch.full((1, self.size), -1e4)
-            last[0, end] = 0.0
-            ids, logits = [*ids, end], torch.cat([logits, last])
-        return start + ids, len(start), logits
+            ids, listed = [*ids, end], self._ended(listed, end)
+        return start + ids, len(start), listed
+
+    def _ended(self, listed: TopK, end: int) -> TopK:
+        """What is listed, and behind it an end that is certain."""
+        import torch
+
+        from ..distill.token_targets import TopK
+
+        others = (i for i in range(self.size) if i != end)
+        last = [end, *itertools.islice(others, self.mapper.columns - 1)]
+        certain = torch.full((1, len(last)), -torch.inf)
+        certain[0, 0] = 0.0
+        return TopK(
+            torch.cat([listed.ids, torch.tensor([last])]),
+            torch.cat([listed.log_probs, certain]),
+            torch.cat([listed.rest, torch.zeros(1)]),
+        )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from ..eval.checkpoints import sha256
 from ..eval.data import Data
+from ..eval.generation_cost import check_cost_known
+from ..eval.hardware import model_device
 from ..eval.models import load_model
 from ..eval.tasks import get_task
 from .flops_spent import language_flops
@@ -50,8 +50,8 @@ def capture_tokens_stage(
 
         rows = Data.open(context.inputs["data"])
         model = load_model(checkpoint, task, **model_options(recipe.teacher))
-        if torch.cuda.is_available():
-            model.to(f"cuda:{context.world.rank % torch.cuda.device_count()}")
+        check_cost_known(model.config)
+        model.to(model_device(context.world.rank))
         writes = recipe.capture.over == "generations"
         scratch = context.out / f"tokens-{context.world.rank}"
         dialogues = dialogues_of(model, rows, generation, settings["max_length"])

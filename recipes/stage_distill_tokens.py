@@ -12,6 +12,7 @@ from ..eval.checkpoints import find_checkpoint
 from ..eval.data import Data
 from ..eval.dialogues import Dialogues, Example
 from ..eval.errors import RecipeError, RunError
+from ..eval.generation_cost import check_cost_known
 from ..eval.models import TextModel, load_model, load_tokenizer
 from ..eval.tasks import get_task
 from ..prune.masks import Zeros
@@ -19,6 +20,7 @@ from .language_data import dialogues_of, examples_of
 from .language_training import AnswersValidation, metric_names, train_and_save
 from .layer_maps import hidden_layers
 from .schema import Generation, Lora, Recipe
+from .stage_capture_answers import UNFINISHED
 from .stage_prune import prune_report
 from .stage_teacher import CHECKPOINT, model_options, teacher_checkpoint
 from .store import Context, Folder, Stage
@@ -92,15 +94,20 @@ def distill_tokens_stage(
         terms = token_terms(losses)
         options = {**model_options(recipe.student or recipe.teacher)}
         student = load_model(context.inputs["prune"] / CHECKPOINT, task, **options)
+        check_cost_known(student.config)
         asked = any(not term.needs_labels for term in terms)
+        reads = asked and said["on_policy"] < 1  # else the student writes every row itself
         checkpoint = teacher_checkpoint(teacher.path)
         renumbered = kept_ids(context.inputs["prune"], outputs)
         names = [term.name for term in terms]
         shared = spans = None
-        if asked and renumbered is None and checkpoint is not None:
-            shared = shared_ids(student, checkpoint, names)
+        spelled = checkpoint or written_with(recipe)
+        if asked and spelled is not None:
+            found = shared_ids(tokenizer_before(recipe, student, renumbered), spelled, names)
+            shared = found if renumbered is None else None
         if ULD in names:
-            spans, renumbered = spans_between(recipe, student, checkpoint), None
+            assert spelled is not None  # generation_rules asks for it
+            spans, renumbered = spans_between(student, spelled), None
         folder = context.out / "training" / f"tokens-{context.world.rank}"
         dialogues = dialogues_of(student, rows, generation, settings.max_length)
         items = outputs.rows("train")
@@ -108,9 +115,14 @@ def distill_tokens_stage(
             examples = examples_of(dialogues, rows, ["train"], folder)
         elif asked and spans is None:
             items = items[items >= 0]  # the others' log-probabilities could not be mapped
+            if renumbered is not None:
+                kept = spelled_by(outputs, items, renumbered)
+                context.facts["not_in_vocabulary"] = len(items) - len(kept)
+                items = kept
             examples = _written(outputs, items, renumbered, dialogues.max_length, folder)
         else:
-            examples = _retold(outputs, items, dialogues, rows, folder)
+            ended = finished(outputs, spelled)
+            examples = _retold(outputs, items, ended, dialogues, rows, folder)
             items = items[items >= 0]
         live = policy = None
         if said["on_policy"]:
@@ -122,8 +134,8 @@ def distill_tokens_stage(
         trained_on = LanguageRows(
             examples,
             int(student.tokenizer.pad_token_id or 0),
-            items=items if asked else None,
-            outputs=outputs if asked else None,
+            items=items if reads else None,
+            outputs=outputs if reads else None,
             renumbered=renumbered,
             spans=spans,
             distributions=any(n not in (HIDDEN_MSE, "cross_entropy") for n in names),
@@ -171,15 +183,54 @@ def kept_ids(pruned: Path, outputs: TokenOutputs) -> NDArray[np.int64] | None:
     return found
 
 
-def shared_ids(student: TextModel, teacher: Path, losses: list[str]) -> int | None:
-    """How many ids, from 0, student and teacher share.
+def spelled_by(
+    outputs: TokenOutputs, items: NDArray[np.int64], renumbered: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The items that the student has every token of.
+
+    A teacher may spell a text in other tokens than its tokenizer does, and the cut saw the text.
 
     Raises:
-        RecipeError: If their tokenizers differ and a loss compares token with token.
+        RunError: If there is none.
+    """
+    whole = [bool((renumbered[outputs.get([i])[0].ids] >= 0).all()) for i in items.tolist()]
+    found = items[np.asarray(whole, dtype=bool)]
+    if not len(found):
+        raise RunError(
+            "Every completion that the teacher wrote has a token that prune.vocabulary cut from "
+            "the student; leave prune.vocabulary out, or learn the references (capture.over)."
+        )
+    return found
+
+
+def written_with(recipe: Recipe) -> Path | None:
+    """The folder of the tokenizer that a teacher without a checkpoint was mapped with, if any."""
+    name = recipe.teacher.tokenizer
+    return None if name is None else find_checkpoint(name)
+
+
+def tokenizer_before(recipe: Recipe, student: TextModel, renumbered: Any) -> Any:
+    """The student's tokenizer, as it was before a cut of its vocabulary gave it other ids."""
+    if renumbered is None or recipe.student is None:
+        return student.tokenizer if renumbered is None else None
+    return load_tokenizer(find_checkpoint(recipe.student.model, recipe.student.revision))
+
+
+def shared_ids(student: Any, teacher: Path, losses: list[str]) -> int | None:
+    """How many ids, from 0, student and teacher share.
+
+    Args:
+        student: Its tokenizer; None where it is the teacher's.
+        teacher: The folder of the teacher's.
+        losses: What the student learns by.
+
+    Raises:
+        RecipeError: If the tokenizers differ and a loss compares token with token.
     """
     from ..distill.alignment import check_losses, match_vocabularies
 
-    match = match_vocabularies(student.tokenizer, load_tokenizer(teacher))
+    theirs = load_tokenizer(teacher)
+    match = match_vocabularies(theirs if student is None else student, theirs)
     check_losses(losses, match)
     return match.shared
 
@@ -199,21 +250,33 @@ def live_teacher(recipe: Recipe, checkpoint: Path | None, renumbered: bool) -> T
     return load_model(checkpoint, get_task(recipe.task), **model_options(recipe.teacher))
 
 
-def spans_between(recipe: Recipe, student: TextModel, teacher: Path | None) -> ByteSpans:
+def spans_between(student: TextModel, teacher: Path) -> ByteSpans:
     """What aligns the student's tokens with those that the teacher's outputs are of."""
-    from ..distill.alignment import ULD
     from ..distill.byte_spans import ByteSpans
 
-    if teacher is None:
-        assert recipe.teacher.tokenizer is not None
-        teacher = find_checkpoint(recipe.teacher.tokenizer)
-        shared_ids(student, teacher, [ULD])
     return ByteSpans(student.tokenizer, load_tokenizer(teacher))
+
+
+def finished(outputs: TokenOutputs, spelled: Path | None) -> NDArray[np.bool_]:
+    """Whether each item's text is all that the teacher had to say, (items,).
+
+    Args:
+        outputs: What it wrote.
+        spelled: The folder of the tokenizer that recorded ids are of; there may be none.
+    """
+    last = outputs.last_ids()
+    found = np.ones(len(last), dtype=bool)
+    if spelled is not None:
+        found = (last < 0) | (last == int(load_tokenizer(spelled).eos_token_id))
+    if UNFINISHED in outputs.streams:
+        found[outputs.rows(UNFINISHED)] = False
+    return found
 
 
 def _retold(
     outputs: TokenOutputs,
     items: NDArray[np.int64],
+    ended: NDArray[np.bool_],
     dialogues: Dialogues,
     data: Data,
     folder: Path,
@@ -227,7 +290,10 @@ def _retold(
             if item < 0:
                 continue
             (record,) = outputs.get([item])
-            yield dialogues.example(prompt, record.text or "", f"Training row {row}")
+            whole = bool(ended[item])
+            yield dialogues.example(
+                prompt, record.text or "", f"Training row {row}", finished=whole
+            )
 
     return Examples(every(), folder)
 

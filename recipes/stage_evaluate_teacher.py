@@ -7,10 +7,11 @@ from typing import Any
 
 from ..eval.data import Data
 from .schema import Generation, Recipe
-from .stage_capture_answers import ANSWERS, ask, asked
+from .stage_capture_answers import ask, asked
 from .store import Context, Folder, Stage
 
-FILE = "answers.jsonl"
+FILE = "texts.json"
+"""What was answered to each test row, in their order: a prompt may stand in several."""
 
 
 def evaluate_teacher_stage(recipe: Recipe, data: Folder) -> Stage:
@@ -27,13 +28,11 @@ def evaluate_teacher_stage(recipe: Recipe, data: Folder) -> Stage:
         if context.world.main:
             rows = Data.open(context.inputs["data"])
             prompts = {"test": list(rows.split("test")["prompt"])}
-            folder = context.out / ANSWERS
-            answers, summary = ask(recipe.teacher, generation, rows, prompts, folder, context)
+            answers, summary = ask(recipe, rows, prompts, context, "evaluate-teacher")
             context.facts["endpoint"] = vars(summary)
-            with (context.out / FILE).open("w", encoding="utf-8") as file:
-                for prompt, answer in zip(prompts["test"], answers["test"], strict=True):
-                    line = {"prompt": prompt, "completion": answer.text}
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            # What was refused is an answer like any other, and a wrong one.
+            texts = ["" if answer.refusal else answer.text for answer in answers["test"]]
+            (context.out / FILE).write_text(json.dumps(texts), encoding="utf-8")
         context.world.barrier()
 
     return Stage(

@@ -79,7 +79,7 @@ def prune_stage(
         labels = rows.labels if recipe.student and source is None else None
         model = load_model(origin, task, labels=labels, **settings["options"])
         if task.signal == "token_distribution":
-            every = vocabulary_texts(rows, model, generation)
+            every = vocabulary_texts(rows, model, generation, context.inputs["capture"])
             chosen = [calibration_stream(rows, model, generation)]
         else:
             found = streams(rows, task)

@@ -8,6 +8,7 @@ import torch
 
 from ..eval.checkpoints import find_checkpoint
 from ..eval.data import Data
+from ..eval.generation_cost import check_cost_known
 from ..eval.models import load_model
 from ..eval.tasks import get_task
 from .language_data import dialogues_of, examples_of
@@ -52,6 +53,7 @@ def language_teacher_stage(recipe: Recipe, data: Folder) -> Stage:
         assert source is not None
         torch.manual_seed(recipe.seed)
         model = load_model(source, get_task(recipe.task), **model_options(teacher))
+        check_cost_known(model.config)
         dialogues = dialogues_of(model, rows, generation)
         examples = examples_of(dialogues, rows, ["train"], scratch / f"tokens-{context.world.rank}")
         train_and_save(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..eval.generation_cost import (
     generation_engine,
     measure_generation,
 )
+from ..eval.hardware import model_device
 from ..eval.metrics import Scores, score_texts
 from ..eval.models import TextModel, load_model
 from ..eval.tasks import Task, get_task
@@ -106,7 +108,7 @@ def score(rows: TextRows, contenders: Sequence[Contender], context: Context) -> 
         elif exported(contender):
             texts = exported_answers(contender, rows, report)
         else:
-            model = rows.load(contender)
+            model = rows.load(contender).to(model_device())
             prompts = rows.written(model)
             answers = generate(
                 model,
@@ -135,11 +137,19 @@ def keep_answers(rows: TextRows, out: Path) -> None:
 def recorded_answers(path: Path, rows: TextRows) -> list[str]:
     """What a recorded teacher answered to the test prompts.
 
+    Args:
+        path: The recipe's file of prompts and answers; or, of an endpoint, its texts row by row.
+        rows: The test rows.
+
     Raises:
         RunError: If a prompt has no answer on file.
     """
     from ..distill.recorded_texts import read_answers
+    from .stage_evaluate_teacher import FILE
 
+    if path.name == FILE:  # no table's name: those end otherwise
+        texts: list[str] = json.loads(path.read_text(encoding="utf-8"))
+        return texts
     answers = read_answers(path, "teacher.files.test")
     found = []
     for number, prompt in enumerate(rows.data.split("test")["prompt"]):

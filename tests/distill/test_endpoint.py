@@ -274,3 +274,25 @@ def test_a_refused_request_is_not_tried_again(status: int, said: str, tmp_path: 
         record_answers(rows(1), settings(server), tmp_path)
     assert said in str(raised.value)
     assert server.requests == 1
+
+
+def test_parts_of_a_recording_share_its_budget_and_tell_their_own_use(tmp_path: Path) -> None:
+    every = rows(9)
+    with serving() as server:
+        asked = settings(server, budget_requests=6)
+        first = record_answers(every[:4], asked, tmp_path, part="first")
+        with pytest.raises(BudgetSpent, match="so far 6 requests") as raised:
+            record_answers(every[4:], asked, tmp_path, part="second")
+        assert (first.requests, raised.value.summary.requests) == (4, 2) and server.requests == 6
+        more = settings(server, budget_requests=9)
+        second = record_answers(every[4:], more, tmp_path, part="second")
+        again = record_answers(every[:4], more, tmp_path, part="first")
+    assert (second.rows, second.requests, second.earlier) == (5, 5, 2)
+    assert (again.rows, again.requests, again.earlier) == (4, 4, 4)
+
+
+def test_whole_numbers_as_keys_of_a_request_do_not_stop_the_next_run(tmp_path: Path) -> None:
+    with serving() as server:
+        asked = settings(server, extra_body={"logit_bias": {50256: -100}})
+        record_answers(rows(2), asked, tmp_path)
+        assert record_answers(rows(4), asked, tmp_path).earlier == 2

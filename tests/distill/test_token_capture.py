@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from paredown.distill import token_capture
 from paredown.distill.examples import Examples
 from paredown.distill.token_capture import Writing, capture_tokens, distinct
 from paredown.distill.token_outputs import TokenOutputs
@@ -58,6 +59,20 @@ def test_what_is_recorded_is_what_the_model_says(kind: str, tmp_path: Path) -> N
         torch.testing.assert_close(targets.logits.log_softmax(-1), own, atol=0.02, rtol=1e-3)
         assert (targets.logits.softmax(-1) - own.exp()).abs().max() < 1e-3
         assert found.text is None
+
+
+def test_full_distributions_of_a_shard_are_bounded_by_their_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = language_model()
+    examples = make_examples(model, tmp_path / "tokens", 9)
+    largest = 2 * model.width * int(examples.learned.max())
+    monkeypatch.setattr(token_capture, "SHARD_BYTES", 2 * largest)
+    full = record(model, examples, tmp_path / "full", FULL)
+    held = [shard["blob_bytes"] for shard in full.manifest["shards"]]
+    assert len(held) > 1 and max(held) <= 2 * largest
+    topk = record(model, examples, tmp_path / "topk", TOPK)
+    assert len(topk.manifest["shards"]) == 1 and len(topk) == len(full)
 
 
 def test_equal_rows_are_one_item_and_rows_of_other_completions_are_not(tmp_path: Path) -> None:

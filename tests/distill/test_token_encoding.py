@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from paredown.distill.token_collation import collate
 from paredown.distill.token_divergence import Divergence, dense, kl_divergence
-from paredown.distill.token_encoding import METHODS, get_encoding
+from paredown.distill.token_encoding import METHODS, TopKEncoding, get_encoding
 from paredown.distill.token_targets import Full, Sampled, TopK
 from paredown.eval.errors import RecipeError, RunError
 
@@ -97,6 +97,33 @@ def test_every_reading_is_a_distribution_over_the_vocabulary(
     if not isinstance(found, Full):
         distinct = [ids[w > 0] for ids, w in zip(found.ids, _weights(found), strict=True)]
         assert all(len(ids.unique()) == len(ids) for ids in distinct)
+
+
+@given(st.integers(0, 6), st.integers(1, 8), st.integers(0, 4), st.integers(0, 10**6))
+@settings(deadline=None)
+def test_what_a_server_lists_reads_like_the_largest_of_the_whole(
+    tokens: int, k: int, more: int, seed: int
+) -> None:
+    rows = logits(tokens, 20, seed)
+    encoding = TopKEncoding(20, k)
+    values, ids = rows.log_softmax(-1).topk(k + more, dim=-1)
+    listed = TopK(ids, values, 1 - values.exp().sum(-1))
+    found = encoding.decode(encoding.encode_listed(listed), tokens)
+    whole = encoding.decode(encoding.encode(rows, ""), tokens)
+    assert torch.equal(found.ids, whole.ids)
+    torch.testing.assert_close(found.log_probs, whole.log_probs, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(found.rest, whole.rest, atol=1e-3, rtol=1e-3)
+
+
+def test_places_that_nothing_is_listed_in_stay_unused() -> None:
+    listed = TopK(
+        torch.tensor([[5, 0, 1]]), torch.tensor([[-0.5, -1.5, -math.inf]]), torch.zeros(1)
+    )
+    found = TopKEncoding(9, 3).decode(TopKEncoding(9, 3).encode_listed(listed), 1)
+    assert found.ids.tolist() == [[0, 1, 5]]
+    assert found.log_probs.isneginf().tolist() == [[False, True, False]]
+    with pytest.raises(RunError, match=r"lists 3 .* and 4 were to be recorded; set capture\.k"):
+        TopKEncoding(9, 4).encode_listed(listed)
 
 
 def _weights(found: TopK | Sampled) -> torch.Tensor:

@@ -144,6 +144,29 @@ def test_a_turn_that_the_template_does_not_end_gets_an_end() -> None:
     assert learned(chat(tokenizer), example) == "hello<|end|>\n</s>"
 
 
+@settings(max_examples=30, deadline=None)
+@given(said=st.text(st.characters(codec="ascii", exclude_categories=["C"]), max_size=20))
+def test_nothing_ends_an_answer_that_was_cut(said: str) -> None:
+    example = text().example("ab", said, finished=False)
+    assert learned(text(), example) == said and END not in example.ids[3:]
+    example = chat().example(turns("hi"), said, finished=False)
+    assert learned(chat(), example) == said
+    whole = chat().example(turns("hi"), said)
+    assert example.ids == whole.ids[: len(example.ids)] and len(example.ids) < len(whole.ids)
+
+
+def test_a_cut_answer_that_the_template_rewrites_teaches_nothing() -> None:
+    tokenizer = byte_tokenizer(bos=False)
+    tokenizer.chat_template = CHAT.replace("{{ m.content }}", "{{ m.content | upper }}")
+    assert not any(chat(tokenizer).example(turns("HI"), "hello", finished=False).mask)
+
+
+def test_an_argument_that_the_template_does_not_take_is_named() -> None:
+    chat(template={"brief": True})
+    with pytest.raises(RecipeError, match=r"takes no argument 'breif'. Did you mean 'brief'"):
+        chat(template={"breif": True})
+
+
 def test_what_a_template_refuses_is_told_with_the_roles() -> None:
     tokenizer = byte_tokenizer(bos=False)
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"

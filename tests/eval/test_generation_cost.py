@@ -27,7 +27,22 @@ from paredown.eval.timing_worker import Worker, load_generation
 
 from .generation_models import KINDS, language_model
 
-MORE: dict[str, dict[str, Any]] = {"mistral": {"sliding_window": 6}, "qwen2": {"head_dim": 8}}
+MORE: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": 6},
+    "qwen2": {"head_dim": 8},
+    "mixtral": {
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "experts_implementation": "eager",
+    },
+    "qwen3_moe": {
+        "num_experts": 5,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 20,
+        "mlp_only_layers": [1],
+        "experts_implementation": "eager",
+    },
+}
 
 
 def endless(kind: str) -> TextModel:

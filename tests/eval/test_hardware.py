@@ -55,6 +55,18 @@ def test_auto_on_a_gpu_follows_its_units(
     assert "A GPU" in reason
 
 
+@pytest.mark.parametrize(
+    ("device", "rank", "expected"),
+    [("cpu", 1, "cpu"), ("mps", 0, "cpu"), ("cuda", 0, "cuda:0"), ("cuda", 3, "cuda:1")],
+)
+def test_each_process_has_models_answer_on_its_own_gpu(
+    monkeypatch: pytest.MonkeyPatch, device: str, rank: int, expected: str
+) -> None:
+    monkeypatch.setattr(hardware, "default_device", lambda: device)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert hardware.model_device(rank) == expected
+
+
 @pytest.mark.gpu
 def test_auto_on_this_gpu_is_a_mixed_precision() -> None:
     import torch

@@ -197,7 +197,7 @@ def test_an_endpoint_and_its_losses_are_told() -> None:
         )
     )
     assert "1.23 % of the probability" in text and "teacher.tokenizer" in text
-    assert "3 answers could not be mapped and are left out (unknown token: 2, two ways: 1)" in text
+    assert "3 answers are not learned from (unknown token: 2, two ways: 1)" in text
     assert "12 of the teacher's own completions ended at generation.max_new_tokens" in text
     assert "200 answers for the stage capture: 207 requests, 7 of them tried again" in text
     assert "12,345 tokens, 0.13 USD; 4 ended at the length limit, 1 refused." in text

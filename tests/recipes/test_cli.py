@@ -123,6 +123,11 @@ def test_debug_shows_where_an_error_arose() -> None:
         cli.main(["check", "nothing", "--debug"])
 
 
+def test_check_says_whose_outputs_a_student_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "query_filters"]) == 0
+    assert "teacher made in the run" in " ".join(capsys.readouterr().out.split())
+
+
 def test_check_says_that_a_recipe_is_fine(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", "search_query", "seed=3"]) == 0
     assert "search_query is fine" in capsys.readouterr().out

@@ -184,7 +184,7 @@ class TestEndpoints:
             endpoint(base, tmp_path, server.url, budget_requests=5)
             message = refused(1)
             assert server.requests == 5
-        assert "teacher.endpoint.budget_requests is spent: 5 of 32 rows" in message
+        assert "teacher.endpoint.budget_requests is spent: 5 of " in message
 
 
 def test_tokenizers_that_cannot_be_matched(
@@ -309,3 +309,15 @@ def test_a_checkpoint_that_is_no_language_model(
     message = refused(1)
     assert "is a distilbert" in message and "task generation runs on" in message
     assert len(message) < 500
+
+
+def test_a_model_whose_cost_is_not_known_is_refused_before_it_is_trained(
+    refused: Refused, base: dict[str, Any]
+) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = {**sizes, "num_attention_heads": 4, "max_position_embeddings": 96}
+    new = {"architecture": "olmo2", "vocabulary": 320, "config": config}
+    base["teacher"] = {"new": new, "finetune": {"epochs": 1, "precision": "fp32"}}
+    message = refused(2)
+    assert "cost of an answer of architecture 'olmo2' is not known" in message
+    assert "training" not in message

@@ -93,6 +93,19 @@ def test_each_kind_of_recipe_is_one(values: Values) -> None:
         (CLASSES, {"distill.on_policy": 0.5}, "distill.on_policy", "is for task generation"),
         (RETRIEVAL, {"distill.lora": {}}, "distill.lora", "is for task generation"),
         (RETRIEVAL, {"teacher.kind": "endpoint"}, "teacher.kind", "answers in text"),
+        (
+            CHECKPOINT,
+            {"generation.settings": {"temprature": 0.5}},
+            "generation.settings",
+            "Did you mean 'temperature'",
+        ),
+        (
+            CHECKPOINT,
+            {"generation.settings": {"do_sample": False, "top_p": 0.5}},
+            "generation.settings",
+            "'top_p' has no effect",
+        ),
+        (RECORDED, {"teacher.files.validation": "e.jsonl"}, "teacher.files.validation", "own"),
         # what generation has not
         (CHECKPOINT, {"budget.flops": 0.5}, "budget", "give prune's sizes"),
         (CHECKPOINT, {"prune.rounds": 2}, "prune.rounds", "leave it at 1"),
@@ -284,3 +297,25 @@ def test_every_setting_of_an_endpoint_is_a_key_of_the_recipe() -> None:
     # an error that says what to raise must name a key that there is
     settings = {field.name for field in dataclasses.fields(EndpointSettings)}
     assert set(Endpoint.model_fields) == settings - {"model"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "key", "message"),
+    [
+        ({"base_url": "https://me:hunter2@h/v1"}, "teacher.endpoint.base_url", "name or password"),
+        ({"base_url": "https://h/v1?key=hunter2"}, "teacher.endpoint.base_url", "where keys hide"),
+        ({"base_url": "h/v1"}, "teacher.endpoint.base_url", "expected http:// or https://"),
+        ({"budget_usd": 1.0}, "teacher.endpoint.budget_usd", "needs the prices"),
+        ({"extra_body": {"n": 2}}, "teacher.endpoint.extra_body", "one answer a row"),
+        ({"key_env": "K", "extra_body": {"x": "hunter2hunter2"}}, "teacher.endpoint", "spell out"),
+        ({"key_env": "K", "base_url": "https://h/hunter2hunter2"}, "teacher.endpoint", "spell out"),
+    ],
+)
+def test_secrets_in_an_endpoints_settings_are_refused_before_anything_is_written(
+    fields: Values, key: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("K", "hunter2hunter2")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(changed(ENDPOINT, {"teacher.endpoint": {**SERVER, **fields}}))
+    said = " ".join(str(caught.value).split())
+    assert key in said and message in said and "hunter2" not in said

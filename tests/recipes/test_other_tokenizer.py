@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,34 @@ def test_log_probabilities_on_file_teach_over_another_tokenizer(base: Base, tmp_
     base["student"] = {"model": str(tmp_path / "teacher")}
     with pytest.raises(RecipeError, match="this one has the student"):
         run(base, out=tmp_path / "same")
+
+
+def test_log_probabilities_on_file_are_of_other_ids_than_the_students(
+    base: Base, tmp_path: Path
+) -> None:
+    from . import generation_recipes as made
+
+    teacher = tmp_path / "teacher"
+    for split in ("train", "test"):
+        rows = [json.loads(x) for x in (tmp_path / f"{split}.jsonl").read_text().splitlines()]
+        said = [row["completion"] for row in rows]
+        made.answered(tmp_path / f"said-{split}.jsonl", rows, said, str(teacher))
+    base["teacher"] = {
+        "kind": "recorded",
+        "files": {s: str(tmp_path / f"said-{s}.jsonl") for s in ("train", "test")},
+        "tokenizer": str(teacher),
+    }
+    base["capture"] = {"k": 3}
+    base["distill"] |= {"epochs": 1, "losses": {"forward_kl": 1.0}}
+    swapped = shutil.copytree(teacher, tmp_path / "swapped")
+    tokenizer = json.loads((swapped / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    a, b = vocabulary["a"], vocabulary["e"]
+    vocabulary |= {"a": b, "e": a}
+    (swapped / "tokenizer.json").write_text(json.dumps(tokenizer))
+    for student, cut in ((swapped, None), (swapped, {"vocabulary": "task"})):
+        base |= {"student": {"model": str(student)}, "prune": cut}
+        with pytest.raises(RecipeError, match=r"tokenizers differ: .* Use 'uld'"):
+            run(base, out=tmp_path / "run")
+    base |= {"student": {"model": str(teacher)}, "prune": None}
+    run(base, out=tmp_path / "run")
