@@ -194,7 +194,7 @@ def spelled_by(
         RunError: If there is none.
     """
     whole = [bool((renumbered[outputs.get([i])[0].ids] >= 0).all()) for i in items.tolist()]
-    found = items[np.asarray(whole, dtype=bool)]
+    found: NDArray[np.int64] = items[np.asarray(whole, dtype=bool)]
     if not len(found):
         raise RunError(
             "Every completion that the teacher wrote has a token that prune.vocabulary cut from "
