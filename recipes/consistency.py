@@ -155,7 +155,7 @@ def _rounds(recipe: Recipe) -> Iterator[Problem]:
 
 def _exports(recipe: Recipe) -> Iterator[Problem]:
     evaluate = recipe.evaluate
-    whole = [name for name in recipe.export if not name.endswith("int8")]
+    whole = [name for name, _ in recipe.formats if not name.endswith("int8")]
     if not whole and evaluate.flip_rate != type(evaluate).model_fields["flip_rate"].default:
         yield Problem(
             ("evaluate", "flip_rate"),
