@@ -79,7 +79,8 @@ def test_it_works_where_an_event_loop_runs_already(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_passing_fault_loses_no_row(fault: str, tmp_path: Path) -> None:
     with serving(lambda number, body: FAULTS[fault]() if number % 4 == 1 else None) as server:
-        short = settings(server, timeout_s=0.2, concurrency=2)
+        patience = 0.2 if fault == "no answer" else 10.0  # a busy machine is late, too
+        short = settings(server, timeout_s=patience, concurrency=2)
         summary = record_answers(rows(9), short, tmp_path)
     assert recorded(tmp_path) == {f"row-{n}": 1 for n in range(9)}
     assert summary.retries == server.requests - 9 > 0

@@ -85,7 +85,7 @@ def answers(checkpoint: Path, texts: list[str]) -> list[Generated]:
 @pytest.mark.parametrize(
     ("kind", "fmt"),
     [
-        ("llama", "onnx"),
+        pytest.param("llama", "onnx", marks=pytest.mark.slow),
         ("gemma3_text", "onnx"),
         pytest.param("mistral", "onnx", marks=pytest.mark.slow),
         pytest.param("qwen2", "openvino", marks=pytest.mark.slow),
