@@ -121,6 +121,15 @@ def seal(folder: Path, about: Mapping[str, Any], names: Iterable[str] | None = N
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
+def seal_again(folder: Path) -> None:
+    """Counts the files of a folder with golden rows anew, after one was replaced."""
+    manifest = folder / MANIFEST
+    if manifest.exists():
+        about = json.loads(manifest.read_text(encoding="utf-8"))
+        about.pop("files", None)
+        seal(folder, about)
+
+
 def files_of(folder: Path) -> list[str]:
     """The files of a folder, relative to it, without what Python leaves behind."""
     found = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]

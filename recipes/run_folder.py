@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..eval.errors import RecipeError, RunError
 from ..export.formats import FORMATS
+from ..export.golden import seal_again
 from .loading import dump_recipe
 from .schema import Recipe
 from .stage_export import EXPORTED
@@ -79,6 +80,7 @@ def fill(
             _copy(stage.path / EXPORTED, folder / "export" / fmt)
             if fmt in FORMATS and FORMATS[fmt].card:
                 shutil.copyfile(report.path / "card" / CARD, folder / "export" / fmt / CARD)
+                seal_again(folder / "export" / fmt)
         for stale in set(FORMATS) - set(exports):
             shutil.rmtree(folder / "export" / stale, ignore_errors=True)
         shutil.copyfile(report.path / "report.html", folder / "report.html")

@@ -15,7 +15,7 @@ from ..eval.checkpoints import save_model
 from ..eval.data import Data
 from ..eval.models import load_model
 from ..eval.tasks import Task, get_task
-from ..export import FORMATS, export_model, format_options
+from ..export import FORMATS, export_model, format_options, load
 from ..export.checkpoint_runner import load_checkpoint
 from ..export.folder import Answering
 from ..export.golden import write_golden
@@ -115,10 +115,11 @@ def _spread(rows: int, count: int) -> list[int]:
 
 
 def _opened(fmt: str, folder: Path, task: Task) -> Any:
-    """The export as it is run."""
+    """The export as `open_folder` opens it; a registered format may have no settings of ours."""
     loader = FORMATS[fmt].loader
     if loader is None:
-        return load_checkpoint(folder, task)
+        described = (folder / "paredown.json").exists()
+        return load(folder) if described else load_checkpoint(folder, task)
     module, _, function = loader.partition(":")
     return getattr(importlib.import_module(module), function)(folder)
 

@@ -10,6 +10,7 @@ import pytest
 
 from paredown.eval.errors import RecipeError, RunError
 from paredown.export import load
+from paredown.recipes.answering import verify
 from paredown.recipes.api import run
 from paredown.recipes.pipeline import check_flips
 from paredown.recipes.stage_export import export_facts, export_stage
@@ -39,6 +40,8 @@ def test_a_language_models_exports_are_scored_and_timed(tmp_path: Path) -> None:
     assert len(runner.predict(["how do I open the card -> "] * 2)) == 2
     card = (result.folder / "export" / "safetensors" / "README.md").read_text(encoding="utf-8")
     assert card == (result.folder / "student" / "README.md").read_text(encoding="utf-8")
+    for fmt in found:
+        assert verify(result.folder / "export" / fmt).differ == 0
 
 
 def test_options_are_the_exporters_and_part_of_its_stage(tmp_path: Path) -> None:

@@ -70,7 +70,11 @@ def losses(folder: Path, name: str) -> list[float]:
 
 @pytest.mark.parametrize(
     "capture",
-    [{"k": 8}, {"encoding": "full", "k": None}, {"over": "generations"}],
+    [
+        {"k": 8},
+        pytest.param({"encoding": "full", "k": None}, marks=pytest.mark.slow),
+        {"over": "generations"},
+    ],
     ids=["topk", "full", "generations"],
 )
 def test_a_student_learns_from_a_teacher_with_another_tokenizer(

@@ -110,6 +110,7 @@ def test_slices_and_rows_out_of_scope_have_stand_ins(tmp_path: Path) -> None:
     assert smoke_recipe(check("query_intent"), tmp_path).evaluate.out_of_scope is None
 
 
+@pytest.mark.slow
 def test_the_optimizer_that_is_asked_for_trains_teacher_and_student(tmp_path: Path) -> None:
     short = ["export=[]", "evaluate.resamples=100", "evaluate.latency_rows=0", "prune=null"]
     weights: dict[str, list[bytes]] = {"teacher": [], "student": []}
