@@ -20,7 +20,7 @@ demo: .venv/.demo
 	$(BIN)/paredown run search_query
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.dev docs
 	$(BIN)/ruff check .

@@ -18,6 +18,8 @@ TrainOn = Literal["completion", "all"]
 Place = int | str | None
 """A row's number, or a few words that name it, for messages."""
 SHOWN = 60
+MARK = "\ue000"
+"""A character of the private use area, which no answer has."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,9 @@ class Dialogues:
         if not whole.startswith(prompt):
             raise _rewritten(row, self.template)
         if not finished:
-            whole = _cut_behind(completion, whole, len(prompt))
+            answered[-1] = {"role": "assistant", "content": completion + MARK}
+            marked = self._render(answered, False, row)
+            whole = _cut_behind(completion, whole, marked, len(prompt))
         joint = self._ids(whole)
         # tokens that straddle the border would not be what the model is given to go on from
         answer = joint[len(ids) :] if joint[: len(ids)] == ids else self._ids(whole[len(prompt) :])
@@ -245,17 +249,23 @@ class Dialogues:
         return mask
 
 
-def _cut_behind(said: str, whole: str, start: int) -> str:
+def _cut_behind(said: str, whole: str, marked: str, start: int) -> str:
     """A rendered conversation without what the template writes behind the last answer.
 
     Where the template changed the answer's text, the answer itself is cut off with it: nothing is
     learned then, rather than an end that was not there.
+
+    Args:
+        said: The answer.
+        whole: The conversation with it.
+        marked: The same with `MARK` behind the answer, which tells where the answer ends: its text
+            may stand elsewhere too, in what ends a turn, say.
+        start: Where the prompt ends.
     """
-    for text in (said, said.strip()):
-        place = whole.rfind(text, start)
-        if text and place >= 0:
-            return whole[: place + len(text)]
-    return whole[:start]
+    before, found, _ = marked.rpartition(MARK)
+    cut = before if whole.startswith(before) else before.rstrip()  # where spaces are stripped
+    kept = found and said and whole.startswith(cut) and cut.rstrip().endswith(said.strip())
+    return cut if kept and len(cut) >= start else whole[:start]
 
 
 def _turns(prompt: str) -> list[dict[str, str]]:

@@ -120,6 +120,17 @@ def _tiny_model(
     return TextModel(backbone, tokenizer, task.signal, encoding, layer).eval()
 
 
+LONGEST = (
+    "test_resume", "test_endpoint_kills", "test_language_processes", "test_processes", "test_sweep",
+    "test_ci", "test_search", "test_python_docs", "test_smoke",
+)  # fmt: skip
+"""Files that take longest, few tests each: begun last, one process would still be at them alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 def pytest_configure() -> None:
     """One thread: tiny models gain nothing from more, and busy cores make threads spin."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from paredown.eval.dialogues import Dialogues, Example
@@ -146,6 +146,7 @@ def test_a_turn_that_the_template_does_not_end_gets_an_end() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(said=st.text(st.characters(codec="ascii", exclude_categories=["C"]), max_size=20))
+@example(said="<")  # stands in what ends a turn, too
 def test_nothing_ends_an_answer_that_was_cut(said: str) -> None:
     example = text().example("ab", said, finished=False)
     assert learned(text(), example) == said and END not in example.ids[3:]
