@@ -15,6 +15,7 @@ from .report_schema import SCHEMA
 Outcome = Literal["met", "not met", "undecided"]
 MARGIN = 0.005
 """How much worse than the baseline, in the metric's own unit, is not worse by itself."""
+RETAINED: dict[str, Outcome] = {"pass": "met", "fail": "not met", "undecided": "undecided"}
 SMOKE = "; of a smoke run, whose random model judges nothing"
 
 
@@ -209,12 +210,18 @@ def _retain(report: Mapping[str, Any], limit: float) -> Criterion:
     high = _figure(report, "quality", "retention_ci95", 1)
     point = _figure(report, "quality", "retention")
     examples = int(_figure(report, "quality", "examples"))
-    outcome = by_interval(low, high, limit)
+    from ..eval.compare import Interval
+    from ..eval.noninferiority import non_inferiority
+
+    judged = non_inferiority(Interval(point, low, high, examples), limit)  # as the verdict does
+    outcome = RETAINED[judged.outcome]
     text = (
         f"retain  >= {limit:g}: {outcome}, {low:.4f} is the lower end of the 95 % interval "
         f"(retention {point:.4f}, {examples} rows)"
     )
-    if outcome == "undecided" and point >= limit:
+    if outcome == "undecided" and low >= limit:
+        text += f"; even without a single loss it takes {judged.rows_needed:,} test rows"
+    elif outcome == "undecided" and point >= limit:
         text += f"; {more_rows(point, low, high, examples, limit)}"
     return Criterion("retain", limit, low, outcome, text)
 

@@ -137,3 +137,11 @@ def test_a_missing_run_and_an_unfinished_one_are_told_apart(tmp_path: Path) -> N
 
 def test_the_outcome_of_a_report(run: Write) -> None:
     assert outcome_of(read_report(run())) == ("pass", ["kept"])
+
+
+def test_few_rows_without_a_loss_do_not_pass_the_gate_either(run: Write) -> None:
+    few = {"retention": 1.0, "retention_ci95": [1.0, 1.0], "examples": 20}
+    (criterion,) = gate(run(quality=few), retain=0.95)
+    assert (
+        not criterion.met and "even without a single loss it takes 72 test rows" in criterion.text
+    )
