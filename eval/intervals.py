@@ -39,8 +39,10 @@ def rows_needed(interval: Interval, target: float) -> int | None:
     return max(interval.examples + 1, math.ceil(interval.examples * (width / room) ** 2))
 
 
-def least_rows(retain: float) -> int:
+def least_rows(retain: float) -> int | None:
     """Rows without a single loss that it takes to show that at least ``retain`` is kept.
+
+    None where no number of rows shows it: that nothing at all is lost.
 
     A loss that befalls a share q of all rows is missed by n rows with probability (1 - q)^n. The
     largest q that is not yet unlikely (2.5 %, as the lower end of an interval has it) must be
@@ -51,9 +53,26 @@ def least_rows(retain: float) -> int:
         >>> least_rows(0.95), least_rows(0.99)
         (72, 368)
     """
-    if not 0 < retain < 1:  # nothing has to be kept, or no number of rows shows that all is
+    if retain <= 0:  # nothing has to be kept
         return 1
+    if retain >= 1:
+        return None
     return math.ceil(math.log(0.025) / math.log(retain))
+
+
+def seen(interval: Interval, share: float) -> bool:
+    """Whether a loss that would take the figure below ``share`` would have been seen in the rows.
+
+    With fewer than `least_rows`, the lower end must lie above the share by all that so few rows can
+    miss, 1 - 0.025^(1/n). Where everything is to be kept, it is the interval's width that tells.
+    """
+    least = least_rows(share)
+    if least is not None and interval.examples >= least:
+        return True
+    if least is None and interval.low < interval.high:
+        return True
+    missed: float = 1 - 0.025 ** (1 / max(1, interval.examples))
+    return interval.low - missed >= share
 
 
 def two_digits(rows: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .intervals import Interval, least_rows, percent, rows_needed, two_digits
+from .intervals import Interval, least_rows, percent, rows_needed, seen, two_digits
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,23 @@ def non_inferiority(retention: Interval, retain: float) -> NonInferiority:
     if retention.high < retain:
         said = f"Does not keep {claim}: {figures}; even the upper end is below."
         return NonInferiority("fail", said)
-    if retention.low >= retain and retention.examples >= least:
+    if retention.low >= retain and seen(retention, retain):
         return NonInferiority("pass", f"Keeps at least {claim}: {figures}.")
     if retention.low >= retain:
-        said = (
-            f"Too few rows to show that at least {claim} is kept: {figures}; even without a single "
-            f"loss it takes {least:,} test rows."
-        )
+        said = f"Too few rows to show that at least {claim} is kept: {figures}; {unseen(retain)}."
         return NonInferiority("undecided", said, least)
     found = rows_needed(retention, retain)
-    rows = None if found is None else max(found, least)
+    rows = None if found is None else max(found, least or 1)
     said = f"Not shown to keep at least {claim}: {figures}, on both sides of it"
     return NonInferiority("undecided", f"{said}; {_advice(retention, retain, rows)}.", rows)
+
+
+def unseen(share: float) -> str:
+    """Why rows without a loss do not yet show that a share is kept, in words."""
+    rows = least_rows(share)
+    if rows is None:
+        return "no number of rows without a loss shows that nothing is ever lost"
+    return f"even without a single loss it takes {rows:,} test rows"
 
 
 def _figures(retention: Interval, retain: float) -> str:

@@ -108,6 +108,15 @@ def queue_latencies(services: NDArray[np.float64], due: NDArray[np.float64]) -> 
     return found
 
 
+def capacity(services: NDArray[np.float64]) -> float:
+    """Rows a second that one after the other can be answered.
+
+    Above it a queue grows for as long as rows arrive. A short run under a loose bound ends before
+    that shows, so that no rate above it is tried.
+    """
+    return 1 / float(services.mean())
+
+
 def predicted_rate(services: NDArray[np.float64], gaps: NDArray[np.float64], bound: float) -> float:
     """The rate at which a queue with these times just meets the bound; 0 if none does.
 
@@ -124,7 +133,9 @@ def predicted_rate(services: NDArray[np.float64], gaps: NDArray[np.float64], bou
 
     if quantile(takes, 0.99) > bound:
         return 0.0
-    low, high = 0.0, 2 / float(services.mean())
+    low, high = 0.0, capacity(services)
+    if meets(high):
+        return high
     for _ in range(20):
         middle = (low + high) / 2
         low, high = (middle, high) if meets(middle) else (low, middle)
@@ -197,7 +208,8 @@ class RateSearch:
         if not self.met:
             return max(self.missed / far, self.lowest) if self.missed > self.lowest else None
         if self.missed == math.inf:
-            return self.met * far
+            further = min(self.met * far, capacity(self.services))
+            return further if further > self.met else None
         return None if self.missed / self.met < CLOSE else math.sqrt(self.met * self.missed)
 
 

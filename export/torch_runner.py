@@ -1,7 +1,8 @@
-"""Folders that are checkpoints (safetensors, sentence-transformers), run as PyTorch runs them."""
+"""A stock checkpoint, run on PyTorch with the methods of an exported graph."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,10 @@ import torch
 from ..eval.errors import DataError, RecipeError, RunError
 from ..eval.generating import generate
 from ..eval.models import TextModel, load_model
-from ..eval.tasks import get_task
+from ..eval.tasks import Task, get_task
 from .check import next_logits
 from .folder import Answering
-from .generator import Answer
+from .generator import Answer, turns_of
 from .predict import PredictError, Predictor
 
 if TYPE_CHECKING:
@@ -52,23 +53,19 @@ class CheckpointGenerator:
     """A checkpoint that writes, behind the interface of an exported language model."""
 
     def __init__(self, settings: dict[str, Any], model: TextModel) -> None:
-        form = settings.get("form", "text")
+        chats = bool(model.tokenizer.chat_template)
         how = Answering(
-            int(settings.get("max_new_tokens", Answering.max_new_tokens)),
-            "messages" if form == "messages" else "text",
+            int(settings["max_new_tokens"]),
+            settings["form"] or ("messages" if chats else "text"),
             settings.get("template_arguments") or {},
         )
-        self.settings = settings | {"width": model.width}
+        self.settings = settings | {"width": model.width, "form": how.form}
         self.model, self.longest = model, how.max_new_tokens
         self.dialogues = how.dialogues(model)
 
     def prompt_ids(self, prompt: Any) -> list[int]:
         """The tokens that the model goes on from."""
-        from .generator import turns_of
-
         if self.dialogues.form == "messages":
-            import json
-
             prompt = json.dumps(turns_of(prompt), ensure_ascii=False)
         try:
             return self.dialogues.prompt_ids(prompt)
@@ -101,21 +98,31 @@ class CheckpointGenerator:
 
 
 def open_checkpoint(folder: Path, settings: dict[str, Any], threads: int | None) -> Any:
-    """Opens a folder that is a checkpoint.
+    """Opens the folder of an export that is a checkpoint.
 
     Raises:
         RunError: If it is none, or of another task than it says.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
     try:
         task = get_task(settings["task"])
         if task.signal != settings["signal"]:
             raise RecipeError(f"task {task.name} gives {task.signal}, not {settings['signal']}.")
-        length = settings.get("max_length") if task.signal == "token_distribution" else None
-        model = load_model(folder, task, max_length=length)
-        if task.signal == "token_distribution":
-            return CheckpointGenerator(settings, model)
+        return open_model(folder, task, settings, threads)
     except RecipeError as error:
         raise RunError(f"paredown.json of '{folder}': {error}") from error
+
+
+def open_model(
+    folder: Path, task: Task, settings: dict[str, Any], threads: int | None
+) -> CheckpointPredictor | CheckpointGenerator:
+    """Loads a checkpoint for a task, with all cores if no threads are named.
+
+    Settings are those of ``paredown.json``; of a language model ``form`` may be None, which is
+    ``messages`` where the tokenizer has a chat template.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    model = load_model(folder, task, max_length=settings.get("max_length"))
+    if task.signal == "token_distribution":
+        return CheckpointGenerator(settings, model)
     return CheckpointPredictor(folder, settings, model)

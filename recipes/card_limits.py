@@ -8,6 +8,7 @@ from typing import Any
 from . import figures
 from .card_origins import UNKNOWN, Origin, Origins
 from .page_quality import sign, slice_rows
+from .statistics_report import slice_metric
 
 MOST_SLICES = 10
 
@@ -34,7 +35,7 @@ def _slices(report: Mapping[str, Any]) -> list[str]:
     rows = slice_rows(report["quality"])
     if not rows:
         return []
-    metric = figures.metric_name(report["quality"]["metric"])
+    metric = figures.metric_name(slice_metric(report["quality"]["metric"]))
     losing = [row for row in rows if sign(row["interval"]) == "down"][:MOST_SLICES]
     if losing:
         named = ", ".join(

@@ -31,7 +31,7 @@ def gate(
         str | None,
         typer.Option(
             metavar="FORMAT|pytorch",
-            help="What time and size are of [the fastest export that was timed].",
+            help="What time, size and quality are of [with time or size the fastest export].",
         ),
     ] = None,
     against: Annotated[

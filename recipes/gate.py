@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..eval.errors import RecipeError, RunError
-from .deployables import Deployable, deployables, fastest
+from .deployables import CHECKPOINT, Deployable, deployables, fastest
 from .figures import number
 from .report_schema import SCHEMA
 
@@ -99,7 +99,9 @@ def gate(
 
     Args:
         run: The run's folder, or its report.json.
-        retain: Least share of the teacher's metric, compared with the lower end of the interval.
+        retain: Least share of the teacher's metric, compared with the lower end of the interval: of
+            what ``runtime`` is, if time or size are asked for too or it is named, else of the
+            checkpoint.
         compute: Largest ratio of the student's FLOPs to the teacher's.
         latency_ms: Longest median of one row, in milliseconds, on ``runtime``.
         flip_rate: Largest share of decisions that an export may change; the worst one counts.
@@ -121,15 +123,15 @@ def gate(
     bounds = {"latency-ms": latency_ms, "size-mb": size_mb}
     _check(retain, compute, flip_rate, bounds, against, margin, runtime)
     report = _judgeable(run, allow_smoke)
+    bounded = any(limit is not None for limit in bounds.values())
+    deployed = _deployed(report, runtime if bounded or runtime else CHECKPOINT)
     criteria = []
     if retain is not None:
-        criteria.append(_retain(report, retain))
+        criteria.append(_retain(report, retain, deployed.runtime))
     if compute is not None:
         criteria.append(_compute(report, compute))
-    if latency_ms is not None or size_mb is not None:
-        deployed = _deployed(report, runtime)
-        if latency_ms is not None:
-            criteria.append(_latency(deployed, latency_ms))
+    if latency_ms is not None:
+        criteria.append(_latency(deployed, latency_ms))
     if flip_rate is not None:
         criteria.append(_flip_rate(report, flip_rate))
     if size_mb is not None:
@@ -174,9 +176,9 @@ def _check(
         raise RecipeError(f"--margin is a number from 0 to below 1, such as 0.005; got {margin}.")
     if margin is not None and against is None:
         raise RecipeError("--margin is for --against; give the baseline's run too, or drop it.")
-    if runtime is not None and all(limit is None for limit in bounds.values()):
+    if runtime is not None and all(limit is None for limit in (retain, *bounds.values())):
         raise RecipeError(
-            "--runtime says what --latency-ms and --size-mb are measured on; give one of them, or "
+            "--runtime says what --retain, --latency-ms and --size-mb are of; give one of them, or "
             "drop it."
         )
 
@@ -205,25 +207,39 @@ def _figure(report: Mapping[str, Any], *keys: str | int) -> float:
     return value
 
 
-def _retain(report: Mapping[str, Any], limit: float) -> Criterion:
-    low = _figure(report, "quality", "retention_ci95", 0)
-    high = _figure(report, "quality", "retention_ci95", 1)
-    point = _figure(report, "quality", "retention")
+def _retain(report: Mapping[str, Any], limit: float, runtime: str) -> Criterion:
+    place: tuple[str | int, ...] = ("quality",)
+    if runtime != CHECKPOINT:
+        formats = [export.get("format") for export in report["exports"]]
+        place = ("exports", formats.index(runtime))
+    low = _figure(report, *place, "retention_ci95", 0)
+    high = _figure(report, *place, "retention_ci95", 1)
+    point = _figure(report, *place, "retention")
     examples = int(_figure(report, "quality", "examples"))
     from ..eval.compare import Interval
-    from ..eval.noninferiority import non_inferiority
+    from ..eval.noninferiority import non_inferiority, unseen
 
     judged = non_inferiority(Interval(point, low, high, examples), limit)  # as the verdict does
     outcome = RETAINED[judged.outcome]
     text = (
         f"retain  >= {limit:g}: {outcome}, {low:.4f} is the lower end of the 95 % interval "
-        f"(retention {point:.4f}, {examples} rows)"
+        f"(retention {point:.4f}, {examples} rows, {_judged(report, runtime)})"
     )
     if outcome == "undecided" and low >= limit:
-        text += f"; even without a single loss it takes {judged.rows_needed:,} test rows"
+        text += f"; {unseen(limit)}"
     elif outcome == "undecided" and point >= limit:
         text += f"; {more_rows(point, low, high, examples, limit)}"
     return Criterion("retain", limit, low, outcome, text)
+
+
+def _judged(report: Mapping[str, Any], runtime: str) -> str:
+    """What a share that is kept is of; of several seeds also what the first, handed out, keeps."""
+    seeds = list((report.get("quality") or {}).get("seeds") or ())
+    if runtime != CHECKPOINT or len(seeds) < 2:
+        return runtime
+    first = number(seeds[0].get("retention"))
+    kept = "not known" if first is None else f"{first:.4f}"
+    return f"{runtime}, mean of {len(seeds)} seeds, of the first {kept}"
 
 
 def by_interval(low: float, high: float, limit: float) -> Outcome:

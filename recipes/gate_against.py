@@ -49,7 +49,9 @@ def compared(
     import numpy as np
 
     from ..eval.data import Data
+    from ..eval.intervals import Interval, seen
     from ..eval.metrics import get_metric
+    from ..eval.noninferiority import unseen
     from ..eval.resampling import resample
     from .extensions import import_extensions
 
@@ -74,11 +76,17 @@ def compared(
     low, high = (float(end) for end in np.quantile(apart, [0.025, 0.975]))
     rows, limit = int(mine[0].shape[0]), 0.0 - margin
     outcome = by_interval(low, high, limit)
+    found = Interval(1 + ours - base, 1 + low, 1 + high, rows)
+    too_few = outcome == "met" and not seen(found, 1 - margin)
+    if too_few and not _one_evaluation(*folders):
+        outcome = "undecided"
     text = (
         f"against >= {limit:g}: {outcome}, {low:+.4f} is the lower end of the 95 % interval of "
         f"the difference in {name} ({ours:.4f} less the baseline's {base:.4f}, {rows} rows)"
     )
-    if outcome == "undecided" and ours - base >= limit:
+    if too_few and outcome == "undecided":
+        text += f"; {unseen(1 - margin)}"
+    elif outcome == "undecided" and ours - base >= limit:
         text += f"; {more_rows(ours - base, low, high, rows, limit)}"
     return Criterion("against", limit, low, outcome, text)
 
@@ -86,6 +94,15 @@ def compared(
 def _folder(run: str | Path) -> Path:
     path = Path(run)
     return path if path.is_dir() else path.parent
+
+
+def _one_evaluation(mine: Path, theirs: Path) -> bool:
+    """Whether both runs share an evaluation: its student is the same, and not worse than itself."""
+    marks = [run / "stages" / "evaluate" / "stage.json" for run in (mine, theirs)]
+    if not all(mark.is_file() for mark in marks):
+        return False
+    first, second = (json.loads(mark.read_text(encoding="utf-8")) for mark in marks)
+    return bool(first["fingerprint"] == second["fingerprint"])
 
 
 def _stage(run: Path, name: str) -> Path:

@@ -21,6 +21,7 @@ from .cost_rows import unit
 from .front_chart import front_chart
 from .page import render, unbroken, visible, write_page
 from .report import MOST_DIFFERING, OUTCOMES, evidence, headline, mask_sentence, search_rows
+from .statistics_report import slice_metric
 from .trial_plot import trials_chart, trials_text
 
 __all__ = ["MARKS", "flat", "machine", "page", "points", "visible", "write_html"]
@@ -80,6 +81,7 @@ def page(report: Mapping[str, Any], differing: Sequence[Mapping[str, Any]]) -> s
         p_text=figures.p_value((report.get("significance") or {}).get("p")),
         steps=page_quality.step_rows(report),
         slices=slices,
+        sliced_by=_sliced_by(report),
         most_slices=page_quality.MOST_SLICES,
         calibration=page_quality.calibration_rows(report),
         bins=page_quality.bin_rows(report),
@@ -149,6 +151,10 @@ def _front(report: Mapping[str, Any], places: Sequence[plot.Point]) -> str:
     return plot.quality_plot(places, *_target(report)) if len(places) > 1 else ""
 
 
+def _sliced_by(report: Mapping[str, Any]) -> str:
+    return figures.metric_name(slice_metric(report["quality"]["metric"]))
+
+
 def _charts(
     report: Mapping[str, Any],
     places: Sequence[plot.Point],
@@ -161,7 +167,7 @@ def _charts(
     found = {
         "front": front_chart(places, *_target(report), unit=of) if len(places) > 1 else None,
         "steps": page_quality.steps_chart(report, metric),
-        "slices": page_quality.slices_chart(slices, metric),
+        "slices": page_quality.slices_chart(slices, _sliced_by(report)),
         "reliability": reliability_chart(report.get("calibration") or ()),
         "risk": risk_chart(risks),
         "outside": risk_chart(risks, "out_of_scope"),

@@ -16,9 +16,9 @@ from ..eval.data import Data
 from ..eval.models import load_model
 from ..eval.tasks import Task, get_task
 from ..export import FORMATS, export_model, format_options, load
-from ..export.checkpoint_runner import load_checkpoint
 from ..export.folder import Answering
 from ..export.golden import write_golden
+from ..export.opening import load_checkpoint
 from .golden_rows import golden_rows
 from .schema import Generation
 from .store import Context, Folder, Stage

@@ -48,10 +48,18 @@ def test_least_rows_are_clopper_and_pearsons(retain: float) -> None:
     from scipy.stats import binomtest
 
     rows = least_rows(retain)
+    assert rows is not None
     for count, shown in ((rows, True), (rows - 1, False)):
         upper = binomtest(0, count).proportion_ci(0.95, method="exact").high
         assert (upper <= 1 - retain) == shown
-    assert least_rows(1.0) == 1
+
+
+def test_no_number_of_rows_shows_that_nothing_is_ever_lost() -> None:
+    assert least_rows(1.0) is None
+    alike = non_inferiority(Interval(1.0, 1.0, 1.0, 10**6), 1.0)
+    assert (alike.outcome, alike.rows_needed) == ("undecided", None)
+    assert "no number of rows without a loss" in alike.sentence
+    assert non_inferiority(Interval(1.01, 1.0, 1.02, 500), 1.0).outcome == "pass"
 
 
 @given(
@@ -64,11 +72,12 @@ def test_every_interval_gets_one_verdict_that_follows_its_ends(
     interval = Interval(value, value - below, value + above, rows)
     found = non_inferiority(interval, retain)
     if found.outcome == "pass":
-        assert interval.low >= retain and rows >= least_rows(retain)
+        few = rows < (least_rows(retain) or 0)
+        assert interval.low - few * (1 - 0.025 ** (1 / rows)) >= retain
     elif found.outcome == "fail":
         assert interval.high < retain
     elif found.rows_needed is not None:
-        assert found.rows_needed > rows and found.rows_needed >= least_rows(retain)
+        assert found.rows_needed > rows and found.rows_needed >= (least_rows(retain) or 0)
     assert f"n = {rows:,}" in found.sentence
 
 

@@ -145,3 +145,27 @@ def test_few_rows_without_a_loss_do_not_pass_the_gate_either(run: Write) -> None
     assert (
         not criterion.met and "even without a single loss it takes 72 test rows" in criterion.text
     )
+
+
+def test_what_is_fast_enough_must_be_what_is_good_enough(run: Write) -> None:
+    """The checkpoint keeps enough and is slow; the export is fast and keeps too little."""
+    export = {"format": "onnx-int8", "retention": 0.8, "retention_ci95": [0.78, 0.82]}
+    export |= {"bytes": 5e6, "latency_ms_p50": 2.0}
+    cost = {**REPORT["cost"], "student": {"bytes": 2e7, "latency_ms_p50": 20.0}}
+    folder = run(exports=[export], cost=cost)
+    kept, fast = gate(folder, retain=0.95, latency_ms=5)
+    assert fast.met and not kept.met and "2000 rows, onnx-int8)" in kept.text
+    kept, fast = gate(folder, retain=0.95, latency_ms=5, runtime="pytorch")
+    assert kept.met and not fast.met
+    (kept,) = gate(folder, retain=0.95)
+    assert kept.met and "2000 rows, pytorch)" in kept.text
+    (kept,) = gate(folder, retain=0.95, runtime="onnx-int8")
+    assert not kept.met
+    with pytest.raises(RecipeError, match="--runtime onnx: the run has pytorch, onnx-int8"):
+        gate(folder, retain=0.95, runtime="onnx")
+
+
+def test_of_several_seeds_the_first_is_said_beside_their_mean(run: Write) -> None:
+    seeds = [{"seed": 0, "student": 0.5, "retention": 0.93}, {"seed": 1, "retention": 1.01}]
+    (kept,) = gate(run(quality={**REPORT["quality"], "seeds": seeds}), retain=0.95)
+    assert kept.met and "mean of 2 seeds, of the first 0.9300)" in kept.text

@@ -80,9 +80,25 @@ def decisions(right: float, seed: int = 0, rows: int = 200) -> list[list[int]]:
 def test_a_run_is_not_worse_than_itself(make: Make) -> None:
     same = decisions(0.9)
     mine, base = make("mine", {"student-0": same}), make("base", {"student-0": same})
+    for folder in (mine, base):
+        (folder / "stages" / "evaluate" / "stage.json").write_text('{"fingerprint": "a"}')
     (found,) = gate(mine, against=base, margin=0)
     assert found.met and found.value == 0.0 and found.name == "against"
     assert found.text.startswith("against >= 0: met, +0.0000 is the lower end of the 95 % interval")
+    (mine / "stages" / "evaluate" / "stage.json").write_text('{"fingerprint": "b"}')
+    (found,) = gate(mine, against=base, margin=0)
+    assert found.outcome == "undecided" and "no number of rows without a loss" in found.text
+
+
+def test_a_few_rows_without_a_difference_show_little(make: Make) -> None:
+    rows = {"train": labelled(30, 1000), "test": labelled(800)}
+    same = decisions(0.9, rows=800)
+    mine, base = (make(name, {"student-0": same}, rows=rows) for name in ("mine", "base"))
+    assert gate(mine, against=base)[0].met
+    few = [make(name, {"student-0": decisions(0.9)}) for name in ("few", "fewer")]
+    (found,) = gate(few[0], against=few[1])
+    assert found.outcome == "undecided" and "it takes 736 test rows" in found.text
+    assert gate(few[0], against=few[1], margin=0.02)[0].met
 
 
 def test_the_interval_is_that_of_the_paired_difference(make: Make) -> None:

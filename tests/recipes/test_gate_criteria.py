@@ -105,7 +105,7 @@ def test_a_figure_is_met_exactly_up_to_its_limit(limit: float, more: float) -> N
         ({"flip_rate": float("nan")}, "--flip-rate is a share from 0 to 1"),
         ({"retain": 0.9, "margin": 0.01}, "--margin is for --against"),
         ({"against": "x", "margin": -0.01}, "--margin is a number from 0"),
-        ({"retain": 0.9, "runtime": "onnx"}, "--runtime says what"),
+        ({"compute": 0.9, "runtime": "onnx"}, "--runtime says what"),
     ],
 )
 def test_criteria_that_cannot_be_are_refused(

@@ -13,8 +13,7 @@ import paredown
 from paredown.eval.errors import RecipeError, RunError
 from paredown.eval.models import load_model
 from paredown.eval.tasks import get_task
-from paredown.export.checkpoint_runner import as_turns, load_checkpoint, task_of
-from paredown.export.opening import open_folder
+from paredown.export.opening import load_checkpoint, open_folder, task_of
 from paredown.export.runner import Runner, load
 
 from .conftest import TEXTS, Exported
@@ -32,7 +31,7 @@ def test_a_checkpoint_answers_as_its_export(task: str, exported: Exported) -> No
     assert [sorted(one) for one in found] == [sorted(one) for one in expected]
     if task == "classification":
         assert [one["label"] for one in found] == [one["label"] for one in expected]
-        with pytest.raises(RecipeError, match="Only a language model"):
+        with pytest.raises(RunError, match="writes no texts"):
             runner.generate(TEXTS)
 
 
@@ -73,12 +72,10 @@ def test_a_language_model_writes(writer: Path) -> None:
 
 def test_a_chat_template_makes_a_text_the_users_turn(writer: Path) -> None:
     runner = load_checkpoint(writer, max_new_tokens=3)
-    assert runner.dialogues is not None and runner.dialogues.form == "messages"
+    assert runner.settings["form"] == "messages"
     turns = json.dumps([{"role": "user", "content": "find the bank"}])
     first, second = runner.generate(["find the bank", turns])
     assert first.ids == second.ids
-    assert json.loads(as_turns("[no turns]")) == [{"role": "user", "content": "[no turns]"}]
-    assert as_turns(turns) == turns
 
 
 def test_a_folder_without_a_model_is_one_message(tmp_path: Path) -> None:
