@@ -23,7 +23,7 @@ MAX_TOKENS = 131_072
 KEPT = 1 << 28
 """Numbers of one layer's channels, over all tokens, that are kept instead of computed again."""
 KNOWN = 1 << 30
-"""Numbers of all layers' outputs, over all tokens, that are kept for a walk that comes again."""
+"""Bytes of all layers' outputs, over all tokens, that are kept for a walk that comes again."""
 HELD_OUT = 256
 """Rows kept aside to measure a cut on, at most; and at most a fifth of what there is."""
 
@@ -211,8 +211,7 @@ class LayerRunner:
 
     def remember(self) -> None:
         """Keeps what the layers in their places give from now on, if that is not too much."""
-        width = self.inputs[0].shape[-1]
-        if sum(mask.numel() for mask in self.masks) * width * len(self.layers) <= KNOWN:
+        if sum(given.nbytes for given in self.inputs) * len(self.layers) <= KNOWN:
             self.known = {}
 
     def learn(self, number: int, batch: int, out: Tensor) -> None:
