@@ -16,6 +16,7 @@ from .export_folder import as_text, check_target, place
 from .extensions import import_extensions
 from .finished_run import FinishedRun, open_run
 from .generation_rules import generates
+from .kept_exports import check_kept
 from .progress import Display
 from .stage_evaluate_export import evaluate_export_stage, measured
 from .stage_export import EXPORTED, export_facts, export_stage
@@ -100,8 +101,8 @@ def export_run(
     Raises:
         RecipeError: If an argument is wrong, or the format is unknown, does not fit, or lacks a
             package.
-        RunError: If the run is not finished, the export fails, or it changes more decisions than
-            it may; nothing is written then.
+        RunError: If the run is not finished, the export fails or was changed in the store, or it
+            changes more decisions than it may; nothing is written then.
     """
     target = Path(out)
     _check(flip_rate, strict)
@@ -113,6 +114,7 @@ def export_run(
     try:
         store = Store(found.folder.parent, display, World(), imports)
         folder = store.ensure(_stage(store, found, fmt, entry.base))
+        check_kept(folder.path / EXPORTED)  # what is measured is kept under the stage's name
         judged = store.ensure(evaluate_export_stage(found, fmt, folder))
     finally:
         display.close()

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ..eval.errors import RecipeError, RunError
-from ..export.golden import files_of, seal
+from ..export.golden import seal
 from ..export.verify import MANIFEST, VerifyError, read_manifest
+from .kept_exports import check_kept
 
 
 def check_target(out: Path) -> None:
@@ -45,6 +46,8 @@ def _earlier(out: Path) -> list[str]:
 def place(source: Path, out: Path, added: Mapping[str, str]) -> None:
     """Copies an export to a folder of its own, in the place of an earlier one there.
 
+    What is copied are the files that the export's ``golden.json`` lists, as it lists them.
+
     Args:
         source: The exported folder, with golden rows.
         out: Where to; its other files stay.
@@ -52,13 +55,14 @@ def place(source: Path, out: Path, added: Mapping[str, str]) -> None:
 
     Raises:
         RecipeError: If the folder holds something else, or a link where a file belongs.
-        RunError: If it cannot be written; nothing of the export is left then.
+        RunError: If the export is not what its stage left; nothing is touched then. Or if it
+            cannot be written; nothing of the export is left then.
     """
     check_target(out)
     earlier = _earlier(out) if out.is_dir() and any(out.iterdir()) else []
-    manifest = read_manifest(source)
+    manifest = check_kept(source)
     # The manifest first: what a kill leaves behind is then known as an export, and replaced.
-    names = [MANIFEST, *(name for name in files_of(source) if name != MANIFEST)]
+    names = [MANIFEST, *manifest["files"]]
     every = [*names, *added]
     _refuse_links(out, [*every, *earlier])
     kept = [name for name in every if name not in earlier and os.path.lexists(out / name)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..eval.errors import RecipeError, RunError
 from ..export.formats import FORMATS
 from ..export.golden import seal_again
+from .kept_exports import check_kept
 from .loading import dump_recipe
 from .schema import Recipe
 from .stage_export import EXPORTED
@@ -63,13 +64,15 @@ def fill(
         report: The report stage.
 
     Raises:
-        RunError: If it cannot be written.
+        RunError: If an export is not what its stage left, or the folder cannot be written.
     """
     mark, current = folder / "report.json", report.path / "report.json"
     whole = all((folder / part).exists() for part in PARTS)
     whole = whole and all((folder / "export" / fmt).is_dir() for fmt in exports)
     if whole and mark.exists() and mark.read_bytes() == current.read_bytes():
         return
+    for stage in exports.values():
+        check_kept(stage.path / EXPORTED)  # the copies are sealed anew
     mark.unlink(missing_ok=True)
     try:
         (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")

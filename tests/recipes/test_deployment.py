@@ -108,6 +108,25 @@ def test_what_the_run_made_is_not_made_again(
     assert made == []
 
 
+def test_an_export_that_was_changed_in_the_store_is_not_judged(
+    classified: Path, tmp_path: Path, made: list[str]
+) -> None:
+    copy, out = tmp_path / "runs", tmp_path / "out"
+    shutil.copytree(classified.parent, copy, symlinks=True)
+    run_copy = copy / classified.name
+    for path in (copy / ".stages").glob("evaluate-export-*"):
+        shutil.rmtree(path)
+    stage = (run_copy / "stages" / "export-onnx").resolve()
+    with (stage / "exported" / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(RunError, match=r"model\.onnx was changed or is damaged"):
+        deployment.export_run(run_copy, "onnx", out)
+    assert made == [] and not out.exists()
+    shutil.rmtree(stage)  # what the message says
+    deployment.export_run(run_copy, "onnx", out)
+    assert made == ["export-onnx", "evaluate-export-onnx"]
+
+
 def test_a_format_the_recipe_did_not_ask_for_is_made_of_one_that_it_did(
     exported: tuple[Path, Measured], classified: Path
 ) -> None:

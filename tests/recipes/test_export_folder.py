@@ -140,6 +140,31 @@ def test_a_link_in_the_folder_is_not_followed(source: Path, tmp_path: Path) -> N
     check_files(out, read_manifest(out))
 
 
+@pytest.mark.parametrize("damage", ["changed", "missing", "no manifest"])
+def test_what_was_changed_in_the_store_is_not_handed_over(
+    damage: str, source: Path, tmp_path: Path
+) -> None:
+    fresh, out = tmp_path / "fresh", tmp_path / "out"
+    place(source, out, ADDED)
+    if damage == "changed":
+        (source / "model.onnx").write_text("content of another")
+    else:
+        (source / (MANIFEST if damage == "no manifest" else "model.onnx")).unlink()
+    for target in (fresh, out):
+        with pytest.raises(RunError, match=f"delete '{source.parent}'"):
+            place(source, target, ADDED)
+    assert not fresh.exists() and files(out) == sorted(WHOLE)
+    check_files(out, read_manifest(out))
+
+
+def test_what_lies_in_the_store_beside_an_export_is_no_part_of_it(
+    source: Path, tmp_path: Path
+) -> None:
+    (source / "notes.txt").write_text("not judged")
+    place(source, tmp_path / "out", ADDED)
+    assert files(tmp_path / "out") == sorted(WHOLE)
+
+
 @pytest.mark.parametrize("there", [False, True])
 def test_what_cannot_be_written_leaves_nothing(
     there: bool, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
