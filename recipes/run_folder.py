@@ -19,7 +19,9 @@ from .stage_teacher import CHECKPOINT
 from .store import Folder
 
 MARK = ".paredown"
-PARTS = ("recipe.yaml", "report.html", "stages", "student/config.json", f"student/{CARD}")
+LINKS = "stages"
+"""The folder with a link to each of the run's stages."""
+PARTS = ("recipe.yaml", "report.html", LINKS, "student/config.json", f"student/{CARD}")
 
 
 def claim(folder: Path) -> None:
@@ -76,7 +78,7 @@ def fill(
     mark.unlink(missing_ok=True)
     try:
         (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-        _link(folder / "stages", {name: stage.path for name, stage in stages.items()})
+        _link(folder / LINKS, {name: stage.path for name, stage in stages.items()})
         _copy(student.path / CHECKPOINT, folder / "student")
         shutil.copyfile(report.path / "card" / CARD, folder / "student" / CARD)
         for fmt, stage in exports.items():
