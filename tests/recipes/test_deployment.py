@@ -108,6 +108,23 @@ def test_what_the_run_made_is_not_made_again(
     assert made == []
 
 
+@pytest.mark.parametrize("stages", ["linked", "copied", "elsewhere"])
+def test_a_sweeps_point_is_exported_through_the_store_that_it_was_made_in(
+    stages: str, classified: Path, tmp_path: Path, made: list[str]
+) -> None:
+    deployment.export_run(classified, "onnx", tmp_path / "first")
+    made.clear()
+    point = (tmp_path if stages == "elsewhere" else classified.parent / "sweep") / stages / "point"
+    if stages == "copied":  # a file system without links
+        shutil.copytree(classified, point)
+    else:
+        shutil.copytree(classified, point, ignore=shutil.ignore_patterns("stages"))
+        (point / "stages").symlink_to(classified / "stages")
+    deployment.export_run(point, "onnx", tmp_path / "onnx")
+    assert made == []
+    assert list(point.parent.iterdir()) == [point]
+
+
 def test_an_export_that_was_changed_in_the_store_is_not_judged(
     classified: Path, tmp_path: Path, made: list[str]
 ) -> None:
