@@ -16,11 +16,12 @@ from .export_folder import as_text, check_target, place
 from .extensions import import_extensions
 from .finished_run import FinishedRun, open_run
 from .generation_rules import generates
+from .kept_exports import check_kept
 from .progress import Display
 from .stage_evaluate_export import evaluate_export_stage, measured
 from .stage_export import EXPORTED, export_facts, export_stage
 from .stage_teacher import CHECKPOINT
-from .store import Folder, NotMade, Stage, Store
+from .store import STAGES, Folder, NotMade, Stage, Store
 from .world import World
 
 if TYPE_CHECKING:
@@ -100,8 +101,8 @@ def export_run(
     Raises:
         RecipeError: If an argument is wrong, or the format is unknown, does not fit, or lacks a
             package.
-        RunError: If the run is not finished, the export fails, or it changes more decisions than
-            it may; nothing is written then.
+        RunError: If the run is not finished, the export fails or was changed in the store, or it
+            changes more decisions than it may; nothing is written then.
     """
     target = Path(out)
     _check(flip_rate, strict)
@@ -111,8 +112,9 @@ def export_run(
     check_target(target)
     display = Display(quiet=quiet)
     try:
-        store = Store(found.folder.parent, display, World(), imports)
+        store = Store(_root(found), display, World(), imports)
         folder = store.ensure(_stage(store, found, fmt, entry.base))
+        check_kept(folder.path / EXPORTED)  # what is measured is kept under the stage's name
         judged = store.ensure(evaluate_export_stage(found, fmt, folder))
     finally:
         display.close()
@@ -126,6 +128,17 @@ def export_run(
         )
     place(folder.path / EXPORTED, target, {FILE: as_text(content)})
     return content
+
+
+def _root(run: FinishedRun) -> Path:
+    """Where the run's store is: beside its folder, or further up where it is a sweep's point."""
+    data = run.stage("data")
+    if data.path.parent.name == STAGES:
+        return data.path.parent.parent
+    # The store is a link to a folder of another name, or the run has copies instead of links.
+    name = f"data-{data.fingerprint}"
+    above = (root for root in run.folder.parents if (root / STAGES / name).exists())
+    return next(above, run.folder.parent)
 
 
 def _check(flip_rate: float | None, strict: bool) -> None:

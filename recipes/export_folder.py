@@ -1,5 +1,7 @@
 """The folder that `paredown export` writes: whose it is, and that nothing else is touched.
 
+It is never one of the store's: what is there is shared by all runs, and stays as it was judged.
+
 What it replaces are the files that an earlier export lists in its ``golden.json``. That file may
 come from anywhere, so no name in it leads out of the folder, through a link or otherwise.
 """
@@ -14,21 +16,39 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ..eval.errors import RecipeError, RunError
-from ..export.golden import files_of, seal
+from ..export.golden import seal
 from ..export.verify import MANIFEST, VerifyError, read_manifest
+from .kept_exports import check_kept
+from .run_folder import LINKS, MARK
+from .store import STAGES
 
 
 def check_target(out: Path) -> None:
-    """Makes sure that a folder may be written: it is new, empty, or an export.
+    """Makes sure that a folder may be written: it is new, empty, or an export, and no stage's.
 
     Raises:
         RecipeError: If it is something else.
     """
+    for path in (Path(os.path.abspath(out)), Path(os.path.realpath(out))):
+        if any(_keeps_stages(folder) for folder in (path, *path.parents)):
+            raise _in_store(out)
     if out.exists() and not out.is_dir():
         raise RecipeError(f"--out '{out}' is a file. Name a new folder.")
     with contextlib.suppress(FileNotFoundError):
         if any(out.iterdir()):
             _earlier(out)
+
+
+def _keeps_stages(folder: Path) -> bool:
+    """Whether it is the store's, or a run's with links to stages, or copies of them."""
+    return folder.name == STAGES or (folder.name == LINKS and (folder.parent / MARK).exists())
+
+
+def _in_store(out: Path) -> RecipeError:
+    return RecipeError(
+        f"--out '{out}' lies where runs keep their stages, which stay as they were judged. Name a "
+        "folder elsewhere."
+    )
 
 
 def _earlier(out: Path) -> list[str]:
@@ -45,20 +65,26 @@ def _earlier(out: Path) -> list[str]:
 def place(source: Path, out: Path, added: Mapping[str, str]) -> None:
     """Copies an export to a folder of its own, in the place of an earlier one there.
 
+    What is copied are the files that the export's ``golden.json`` lists, as it lists them.
+
     Args:
         source: The exported folder, with golden rows.
         out: Where to; its other files stay.
         added: Further files of the export: their texts by name.
 
     Raises:
-        RecipeError: If the folder holds something else, or a link where a file belongs.
-        RunError: If it cannot be written; nothing of the export is left then.
+        RecipeError: If the folder holds something else, or a link where a file belongs, or is the
+            source.
+        RunError: If the export is not what its stage left; nothing is touched then. Or if it
+            cannot be written; nothing of the export is left then.
     """
     check_target(out)
+    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(source)):
+        raise _in_store(out)  # which may have been moved
     earlier = _earlier(out) if out.is_dir() and any(out.iterdir()) else []
-    manifest = read_manifest(source)
+    manifest = check_kept(source)
     # The manifest first: what a kill leaves behind is then known as an export, and replaced.
-    names = [MANIFEST, *(name for name in files_of(source) if name != MANIFEST)]
+    names = [MANIFEST, *manifest["files"]]
     every = [*names, *added]
     _refuse_links(out, [*every, *earlier])
     kept = [name for name in every if name not in earlier and os.path.lexists(out / name)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..eval.errors import RecipeError, RunError
 from ..export.formats import FORMATS
 from ..export.golden import seal_again
+from .kept_exports import check_kept
 from .loading import dump_recipe
 from .schema import Recipe
 from .stage_export import EXPORTED
@@ -18,7 +19,9 @@ from .stage_teacher import CHECKPOINT
 from .store import Folder
 
 MARK = ".paredown"
-PARTS = ("recipe.yaml", "report.html", "stages", "student/config.json", f"student/{CARD}")
+LINKS = "stages"
+"""The folder with a link to each of the run's stages."""
+PARTS = ("recipe.yaml", "report.html", LINKS, "student/config.json", f"student/{CARD}")
 
 
 def claim(folder: Path) -> None:
@@ -63,17 +66,19 @@ def fill(
         report: The report stage.
 
     Raises:
-        RunError: If it cannot be written.
+        RunError: If an export is not what its stage left, or the folder cannot be written.
     """
     mark, current = folder / "report.json", report.path / "report.json"
     whole = all((folder / part).exists() for part in PARTS)
     whole = whole and all((folder / "export" / fmt).is_dir() for fmt in exports)
     if whole and mark.exists() and mark.read_bytes() == current.read_bytes():
         return
+    for stage in exports.values():
+        check_kept(stage.path / EXPORTED)  # the copies are sealed anew
     mark.unlink(missing_ok=True)
     try:
         (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-        _link(folder / "stages", {name: stage.path for name, stage in stages.items()})
+        _link(folder / LINKS, {name: stage.path for name, stage in stages.items()})
         _copy(student.path / CHECKPOINT, folder / "student")
         shutil.copyfile(report.path / "card" / CARD, folder / "student" / CARD)
         for fmt, stage in exports.items():

@@ -34,6 +34,8 @@ from .world import World
 
 RECORD = "stage.json"
 LOG = "log.txt"
+STAGES = ".stages"
+"""The folder of all stages, below the store's root."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class Store:
                 stages use at the same time cannot be told apart.
         """
         self.metered = metered
-        self.folder = root / ".stages"
+        self.folder = root / STAGES
         self.display = display
         self.world = world
         self.imports = tuple(imports)

@@ -240,7 +240,8 @@ class _Sweep:
         self.display.say(f"  failed: {point.name}. {made.error}")
 
     def _make_beside(self, points: Sequence[Point], processes: int) -> None:
-        tasks = [self._task(point) for point in points]
+        # What they use at the same time cannot be told apart.
+        tasks = [replace(self._task(point), metered=False) for point in points]
         try:
             with TrialPool(processes) as pool, self.display.task("points") as bar:
                 for done, (number, (made, stages)) in enumerate(pool.run(make_point, tasks), 1):

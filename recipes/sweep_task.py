@@ -29,12 +29,20 @@ class StoreBefore(Store):
     Args:
         stop: The stage that is made elsewhere.
         make: Whether missing stages are made, or only looked for.
+        metered: As in `Store`.
     """
 
     def __init__(
-        self, root: Path, display: Display, imports: Sequence[str], stop: str, *, make: bool = True
+        self,
+        root: Path,
+        display: Display,
+        imports: Sequence[str],
+        stop: str,
+        *,
+        make: bool = True,
+        metered: bool = True,
     ) -> None:
-        super().__init__(root, display, World(), imports, patient=True)
+        super().__init__(root, display, World(), imports, patient=True, metered=metered)
         self.stop, self.make = stop, make
 
     def ensure(self, stage: Stage, trial: str | None = None) -> Folder:
@@ -64,6 +72,7 @@ class Task:
         smoke: Whether it is not to be judged.
         stop: The stage before which it ends.
         make: Whether missing stages are made, or only looked for.
+        metered: Whether the machine's energy counters are this point's alone meanwhile.
     """
 
     recipe: Recipe
@@ -72,6 +81,7 @@ class Task:
     smoke: bool
     stop: str
     make: bool
+    metered: bool = True
 
 
 def make_point(task: Task, display: Display | None = None) -> tuple[Made, list[tuple[str, float]]]:
@@ -89,7 +99,9 @@ def make_point(task: Task, display: Display | None = None) -> tuple[Made, list[t
     """
     import_extensions(task.imports)
     shown = display or Display(quiet=True)
-    store = StoreBefore(task.root, shown, task.imports, task.stop, make=task.make)
+    store = StoreBefore(
+        task.root, shown, task.imports, task.stop, make=task.make, metered=task.metered
+    )
     score, error = None, None
     try:
         run = Run(task.recipe, store, "", task.smoke)

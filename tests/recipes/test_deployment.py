@@ -108,6 +108,42 @@ def test_what_the_run_made_is_not_made_again(
     assert made == []
 
 
+@pytest.mark.parametrize("stages", ["linked", "copied", "elsewhere"])
+def test_a_sweeps_point_is_exported_through_the_store_that_it_was_made_in(
+    stages: str, classified: Path, tmp_path: Path, made: list[str]
+) -> None:
+    deployment.export_run(classified, "onnx", tmp_path / "first")
+    made.clear()
+    point = (tmp_path if stages == "elsewhere" else classified.parent / "sweep") / stages / "point"
+    if stages == "copied":  # a file system without links
+        shutil.copytree(classified, point)
+    else:
+        shutil.copytree(classified, point, ignore=shutil.ignore_patterns("stages"))
+        (point / "stages").symlink_to(classified / "stages")
+    deployment.export_run(point, "onnx", tmp_path / "onnx")
+    assert made == []
+    assert list(point.parent.iterdir()) == [point]
+
+
+def test_an_export_that_was_changed_in_the_store_is_not_judged(
+    classified: Path, tmp_path: Path, made: list[str]
+) -> None:
+    copy, out = tmp_path / "runs", tmp_path / "out"
+    shutil.copytree(classified.parent, copy, symlinks=True)
+    run_copy = copy / classified.name
+    for path in (copy / ".stages").glob("evaluate-export-*"):
+        shutil.rmtree(path)
+    stage = (run_copy / "stages" / "export-onnx").resolve()
+    with (stage / "exported" / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(RunError, match=r"model\.onnx was changed or is damaged"):
+        deployment.export_run(run_copy, "onnx", out)
+    assert made == [] and not out.exists()
+    shutil.rmtree(stage)  # what the message says
+    deployment.export_run(run_copy, "onnx", out)
+    assert made == ["export-onnx", "evaluate-export-onnx"]
+
+
 def test_a_format_the_recipe_did_not_ask_for_is_made_of_one_that_it_did(
     exported: tuple[Path, Measured], classified: Path
 ) -> None:

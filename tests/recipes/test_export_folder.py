@@ -14,6 +14,7 @@ from paredown.export.golden import seal
 from paredown.export.verify import MANIFEST, ROWS, check_files, read_manifest
 from paredown.recipes import export_folder
 from paredown.recipes.export_folder import check_target, place
+from paredown.recipes.run_folder import claim
 
 ABOUT: dict[str, Any] = {
     "version": 1,
@@ -138,6 +139,65 @@ def test_a_link_in_the_folder_is_not_followed(source: Path, tmp_path: Path) -> N
     assert (elsewhere / "config.json").read_text() == "safe"
     assert not (out / "model.onnx").is_symlink()
     check_files(out, read_manifest(out))
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "no manifest"])
+def test_what_was_changed_in_the_store_is_not_handed_over(
+    damage: str, source: Path, tmp_path: Path
+) -> None:
+    fresh, out = tmp_path / "fresh", tmp_path / "out"
+    place(source, out, ADDED)
+    if damage == "changed":
+        (source / "model.onnx").write_text("content of another")
+    else:
+        (source / (MANIFEST if damage == "no manifest" else "model.onnx")).unlink()
+    for target in (fresh, out):
+        with pytest.raises(RunError, match=f"delete '{source.parent}'"):
+            place(source, target, ADDED)
+    assert not fresh.exists() and files(out) == sorted(WHOLE)
+    check_files(out, read_manifest(out))
+
+
+def test_what_lies_in_the_store_beside_an_export_is_no_part_of_it(
+    source: Path, tmp_path: Path
+) -> None:
+    (source / "notes.txt").write_text("not judged")
+    place(source, tmp_path / "out", ADDED)
+    assert files(tmp_path / "out") == sorted(WHOLE)
+
+
+def test_the_store_is_not_written_to(tmp_path: Path, source: Path) -> None:
+    stage = tmp_path / "runs" / ".stages" / "export-onnx-12"
+    stage.mkdir(parents=True)
+    kept = source.rename(stage / "exported")
+    for folder in ("linked", "copied"):  # a run on a file system without links has copies
+        claim(tmp_path / "runs" / folder)
+        (tmp_path / "runs" / folder / "stages").mkdir()
+    linked, copied = (
+        tmp_path / "runs" / n / "stages" / "export-onnx" for n in ("linked", "copied")
+    )
+    linked.symlink_to(stage)
+    shutil.copytree(stage, copied)
+    (tmp_path / "link").symlink_to(kept)
+    new = [stage.parent / "new", linked.parent / "new", copied.parent / "new"]
+    for out in (kept, linked / "exported", copied / "exported", tmp_path / "link", *new):
+        for attempt in (lambda out=out: check_target(out), lambda out=out: place(kept, out, ADDED)):
+            with pytest.raises(RecipeError, match="where runs keep their stages"):
+                attempt()
+    for folder in (kept, copied / "exported"):
+        assert files(folder) == sorted(set(WHOLE) - {"export.json"})
+        check_files(folder, read_manifest(folder))
+    assert not any(out.exists() for out in new)
+    place(kept, tmp_path / "stages" / "out", ADDED)  # of no run
+
+
+def test_an_export_is_not_placed_onto_or_into_itself(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(source)
+    for out in (source, tmp_path / "link", source / "1_Dense" / "new"):
+        with pytest.raises(RecipeError, match="where runs keep their stages"):
+            place(source, out, ADDED)
+    check_files(source, read_manifest(source))
+    assert files(source) == sorted(set(WHOLE) - {"export.json"})
 
 
 @pytest.mark.parametrize("there", [False, True])

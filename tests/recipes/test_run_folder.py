@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 
 from paredown.eval.checkpoints import find_checkpoint
-from paredown.eval.errors import RecipeError
-from paredown.recipes.api import run
+from paredown.eval.errors import RecipeError, RunError
+from paredown.export.golden import seal
+from paredown.export.verify import ROWS, check_files, read_manifest
+from paredown.recipes.api import check, run
+from paredown.recipes.run_folder import fill
 from paredown.recipes.smoke import write_model
 from paredown.recipes.stage_teacher import identity
+from paredown.recipes.store import Folder
 
 SHORT = ["export=[]", "evaluate.resamples=100", "evaluate.latency_rows=0"]
 
@@ -39,6 +43,38 @@ def test_what_is_missing_of_a_finished_run_is_put_back(tmp_path: Path) -> None:
     assert again.cached
     assert (again.folder / "student" / "model.safetensors").exists()
     assert (again.folder / "report.html").exists()
+
+
+@pytest.mark.parametrize("fmt", ["onnx", "safetensors"])  # the latter gets the model card
+def test_an_export_that_was_changed_in_the_store_is_not_taken_into_a_run(
+    fmt: str, tmp_path: Path
+) -> None:
+    def stage(name: str, *files: str) -> Folder:
+        for file in files:
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).write_text(f"content of {file}")
+        return Folder(name, tmp_path / name, {}, cached=True)
+
+    student = stage("distill", "checkpoint/config.json")
+    report = stage("report", "report.json", "report.html", "card/README.md")
+    export = stage("export", "exported/weights", "exported/README.md", f"exported/{ROWS}")
+    kept, run_folder = export.path / "exported", tmp_path / "run"
+    seal(kept, {"version": 1, "exact": True, "flip_rate": 0, "tolerance": 0, "made_on": {}})
+    run_folder.mkdir()
+
+    def filled() -> None:
+        fill(run_folder, check("search_query"), {"distill": student}, student,
+             {fmt: export}, report)  # fmt: skip
+
+    filled()
+    copy = run_folder / "export" / fmt
+    check_files(copy, read_manifest(copy))
+    (kept / "weights").write_text("content of another")
+    (run_folder / "report.html").unlink()
+    with pytest.raises(RunError, match=f"weights was changed .* delete '{export.path}'"):
+        filled()
+    assert (copy / "weights").read_text() == "content of exported/weights"
+    check_files(copy, read_manifest(copy))
 
 
 def test_a_smoke_run_follows_the_recipe(tmp_path: Path) -> None:

@@ -48,6 +48,19 @@ def stages(root: Path, name: str) -> list[Path]:
     return sorted((root / ".stages").glob(f"{name}-*"))
 
 
+class Counter:
+    """A counter of energy that has used another joule whenever it is read."""
+
+    name, span = "made up", None
+
+    def __init__(self) -> None:
+        self.used = 0
+
+    def read(self) -> int:
+        self.used += 1_000_000
+        return self.used
+
+
 class PicklingPool(TrialPool):
     """Does its tasks here, but sends them and their results the way another process gets them."""
 
@@ -89,6 +102,29 @@ def test_points_share_a_teacher_and_a_refused_shape_stops_none(
     assert alone.report is not None
     made = {stage["name"]: stage["cached"] for stage in alone.report["stages"]}
     assert all(made.values())  # a point is an ordinary run
+
+
+def test_points_that_are_made_at_the_same_time_have_no_energy_of_their_own(
+    base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paredown.recipes.sweep.TrialPool", PicklingPool)
+    monkeypatch.setattr("paredown.recipes.store.run_counters", lambda processes: [Counter()])
+    root = tmp_path / "runs"
+
+    def joules(name: str) -> list[float | None]:
+        records = [json.loads((path / "stage.json").read_text()) for path in stages(root, name)]
+        return [record["energy_joules"] for record in records]
+
+    beside = {"prune.intermediate_size": [16, 32]}
+    sweep(base, beside, out=root / "beside", processes=2, quiet=True)
+    assert joules("prune") == joules("distill") == joules("score") == [None, None]
+    alone = [*joules("data"), *joules("teacher"), *joules("capture"), *joules("report")]
+    assert len(alone) == 5 and all(alone)
+    report = json.loads((root / "beside" / "intermediate_size-16" / "report.json").read_text())
+    assert report["ledger"]["total"]["energy_joules"] is None
+
+    sweep(base, {"prune.intermediate_size": [8, 16]}, out=root / "one", processes=1, quiet=True)
+    assert joules("distill").count(None) == 2 and len(joules("distill")) == 3
 
 
 def test_a_run_s_folder_and_a_launch_are_refused(
