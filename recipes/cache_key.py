@@ -39,7 +39,7 @@ def _sources(package: str) -> dict[str, str]:
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.iterdir())
-        if path.suffix in (".py", ".html")
+        if path.is_file()
     }
 
 

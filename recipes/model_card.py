@@ -165,6 +165,13 @@ def _quality(report: Mapping[str, Any]) -> str:
         by = slice_metric(report["quality"]["metric"])
         name = f"{by} of {slice_name(part)} ({part['rows']:,} rows)"
         lines.append(f"| {_code(name.replace('|', '/'))} | {' | '.join(values)} |")
+    seeds = report["quality"]["seeds"]
+    if len(seeds) > 1:
+        lines += [
+            "",
+            f"The student's figures are means over {len(seeds)} training seeds. This checkpoint is "
+            f"of seed {seeds[0]['seed']}, which keeps {figures.share(seeds[0]['retention'])}.",
+        ]
     agreement = report["quality"]["agreement"]
     verb = "answer" if get_task(report["task"]).signal == "token_distribution" else "decide"
     if agreement is not None:
@@ -227,7 +234,11 @@ def _cut_steps(recipe: Mapping[str, Any], prune: Mapping[str, Any]) -> list[str]
     end += " where that came nearer to what was cut." if refitted else "."
     layers = prune.get("layers")
     if layers is not None:
-        kept = f"{layers} layers" if isinstance(layers, int) else f"layers {layers}"
+        kept = (
+            f"{layers} layer{'s' * (layers != 1)}"
+            if isinstance(layers, int)
+            else f"layers {layers}"
+        )
         source = "that teacher" if tuned else f"the model it started from{origin}"
         steps.append(f"Cut to {kept} of {source}{'.' if cuts else end}")
     if cuts:

@@ -67,9 +67,10 @@ class SeedResult(TypedDict):
 class Quality(TypedDict):
     """How well both models do on the test rows.
 
-    ``retention`` is student / teacher, the mean over seeds if there are several, and
-    ``retention_ci95`` its interval over the rows; ``retention_std_seeds`` is the standard deviation
-    over seeds. ``agreement`` is the share of rows on which both decide alike.
+    Of several seeds the student's figures, of every metric, are means; ``seeds`` has each.
+    ``retention`` is student / teacher, and ``retention_ci95`` its interval over the rows;
+    ``retention_std_seeds`` is the standard deviation over seeds. ``agreement`` is the share of rows
+    on which the teacher and the first seed's student decide alike.
     """
 
     metric: str

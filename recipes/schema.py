@@ -77,6 +77,11 @@ class Data(Section):
         0.1, gt=0, lt=1, description="Share of training rows set aside if there is no validation."
     )
     max_validation: Count = Field(2000, description="At most so many rows are set aside.")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        0,
+        description="Seed of the rows: which are set aside, or made. The recipe's own seed leaves "
+        "them as they are, so that students of several seeds are compared on the same.",
+    )
 
 
 class Finetune(Section):

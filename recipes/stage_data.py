@@ -36,13 +36,20 @@ def data_stage(recipe: Recipe) -> Stage:
     )
 
     def work(context: Context) -> None:
-        context.facts["rows"] = prepare_data(settings, task, context.out, seed=recipe.seed)["rows"]
+        context.facts["rows"] = prepare_data(settings, task, context.out, seed=recipe.data.seed)[
+            "rows"
+        ]
 
     said: dict[str, Any] = {k: v for k, v in asdict(settings).items() if k != "files"}
     return Stage(
         "data",
         "stage_data",
-        {"task": task.name, "seed": recipe.seed, **said, "source_facts": _without_paths(facts)},
+        {
+            "task": task.name,
+            "seed": recipe.data.seed,
+            **said,
+            "source_facts": _without_paths(facts),
+        },
         {},
         work,
     )

@@ -126,7 +126,9 @@ def _quality(
             "retention": None, "retention_ci95": None, "examples": len(teacher.decisions),
             "each": [None] * len(students), "std": None,
         }  # fmt: skip
-    found["values"] = {"teacher": teacher.values(), "student": first.values()}
+    each = [scores[c.name].values() for c in students]
+    means = {name: sum(one[name] for one in each) / len(each) for name in each[0]}
+    found["values"] = {"teacher": teacher.values(), "student": means}
     found["seeds_used"] = [c.seed for c in students]
     return found
 
@@ -164,11 +166,11 @@ def _from_hub(
     if not asked:
         return
     labels = rows.data.split("test")["label"][:]
-    sides = {"teacher": "teacher", "student": f"student-{found['seeds_used'][0]}"}
+    students = [f"student-{seed}" for seed in found["seeds_used"]]
     for name in asked:
-        for side, contender in sides.items():
-            value = hub_value(name, scores[contender].decisions, labels)
-            found["values"][side][name] = value
+        for side, contenders in (("teacher", ["teacher"]), ("student", students)):
+            values = [hub_value(name, scores[one].decisions, labels) for one in contenders]
+            found["values"][side][name] = sum(values) / len(values)
 
 
 def _add_prices(measurements: list[dict[str, Any]], usd_per_hour: float | None) -> None:

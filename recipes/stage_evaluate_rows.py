@@ -39,7 +39,7 @@ def evaluate_rows_stage(recipe: Recipe, data: Folder) -> Stage | None:
         raise RecipeError(f"evaluate.out_of_scope: there is no file '{file}'.")
     settings: dict[str, Any] = {
         "task": recipe.task,
-        "seed": recipe.seed,
+        "seed": recipe.data.seed,
         "slices": names,
         "columns": recipe.data.columns,
         "out_of_scope": sha256(Path(file)) if file else None,
@@ -65,7 +65,11 @@ def evaluate_rows_stage(recipe: Recipe, data: Folder) -> Stage | None:
 def _tables(recipe: Recipe) -> Mapping[str, Table]:
     said = data_settings(recipe)
     source = open_source(
-        said.source, said.files, config=said.config, revision=said.revision, seed=recipe.seed
+        said.source,
+        said.files,
+        config=said.config,
+        revision=said.revision,
+        seed=recipe.data.seed,
     )
     return source.tables
 

@@ -159,6 +159,12 @@ def test_the_workflow_s_dry_run_passes_step_by_step(
         ("python-version", "3.11 && touch owned"),
         ("runtime", "onnx\ntouch owned"),
         ("against", "-x"),
+        ("against", "runs/nowhere"),
+        ("retain", "95"),
+        ("retain", "0"),
+        ("compute", "1.2"),
+        ("runtime", "onnx"),
+        ("flip-rate", ""),
         ("cache-version", "a b"),
     ],
 )
@@ -166,7 +172,10 @@ def test_an_input_that_cannot_be_is_refused_before_anything_runs(
     tmp_path: Path, name: str, value: str
 ) -> None:
     inputs = {key: str(of.get("default", "")) for key, of in ACTION["inputs"].items()}
-    runner = Runner(tmp_path, inputs | {"recipe": "student.yaml", name: value})
+    given = {"recipe": "student.yaml", "flip-rate": "0.01"}
+    if value.startswith("onnx\n"):
+        given["size-mb"] = "5"
+    runner = Runner(tmp_path, inputs | given | {name: value})
     first = action_steps()[0]
     assert runner.run(first) == 2
     assert runner.said.count("::error::") == 1
