@@ -213,16 +213,14 @@ def check(recipe: RecipeName, overrides: Overrides = None, imports: Imports = No
 @app.command()
 def report(run: RunFolder) -> None:
     """Show a finished run's figures, and where its page is."""
-    from .gate import read_report
+    from .gate import damage, read_report
     from .report import print_summary
 
     found = read_report(run)
     try:
         print_summary(found, _console())
-    except KeyError as error:
-        raise RunError(
-            f"The report of '{run}' is damaged: it has no {error}. Run the recipe again."
-        ) from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"The report of '{run}' {damage(error)}. Run the recipe again.") from None
     folder = run if run.is_dir() else run.parent
     if found.get("smoke"):
         _print(f"Report: {folder / 'report.html'} (a smoke run: no verdict)")

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..eval.errors import RecipeError, RunError
 from . import compare_rows, figures
-from .gate import read_report
+from .gate import damage, read_report
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,7 @@ def _check_whole(name: str, report: dict[str, Any]) -> None:
         report["target"]["retain"], report["target"]["compute"]
         report["stages"], report["recipe"]["name"], report["task"], report["verdict"]
     except (KeyError, TypeError) as error:
-        raise RunError(
-            f"The report of '{name}' is damaged: it has no {error}. Run the recipe again."
-        ) from None
+        raise RunError(f"The report of '{name}' {damage(error)}. Run the recipe again.") from None
 
 
 def _check_alike(runs: Sequence[Run]) -> None:

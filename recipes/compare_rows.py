@@ -12,16 +12,15 @@ import numpy as np
 
 from ..eval.compare import Interval, over_seeds
 from ..eval.errors import PareError, RecipeError, RunError
-from ..eval.metrics import METRICS, Metric, Statistics, get_metric
+from ..eval.metrics import Statistics, get_metric
 from ..eval.resampling import resample
-from ..eval.tasks import get_task
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from .compare import Run
 
-DATA, SCORES = "stages/data", "stages/evaluate/scores.arrow"
+DATA, EVALUATED = "stages/data", "stages/evaluate"
 MOST_IN_PAIRS = 5
 """Up to so many runs each is compared with each other, more with the first."""
 
@@ -136,60 +135,18 @@ def run_scores(run: Run) -> RunScores:
     Raises:
         RunError: If that is gone, or is not enough for the metric.
     """
-    import pyarrow as pa
-
-    path = run.folder / SCORES
-    quality = run.report["quality"]
-    try:
-        with pa.memory_map(str(path)) as source:
-            table = pa.ipc.open_file(source).read_all()
-        judge = _judge(run, str(quality["metric"]))
-        students = [judge(table, f"student-{entry['seed']}") for entry in quality["seeds"]]
-        return RunScores(judge(table, "teacher"), students)
-    except (OSError, KeyError, ValueError, pa.ArrowException, PareError) as error:
-        raise RunError(f"of '{run.name}' no score of single rows can be read ({error})") from error
-
-
-def _judge(run: Run, name: str) -> Any:
-    """What turns a column of ``scores.arrow`` into per-row statistics of the run's metric."""
     from ..eval.data import Data
-    from ..eval.metrics import score_decisions, score_top
+    from .judged_rows import judged_rows
 
-    data, signal = Data.open(run.folder / DATA), get_task(run.report["task"]).signal
-    get_metric(name, signal)
-    rows = data.split("test")
-
-    def judge(table: pa.Table, column: str) -> Statistics:
-        top = _top(table, column)
-        if len(top) != len(rows):
-            raise RunError(f"it has {len(top)} rows, the test rows are {len(rows)}")
-        if signal == "class_logits":
-            scores = score_decisions(top, rows["label"][:], len(data.labels or ()), [name])
-        elif signal == "embedding":
-            scores = score_top(top, rows["relevant"][:], rows["grades"][:], [name])
-        else:
-            return _same_text(top[:, 0], rows["completion"][:], METRICS[name])
-        return scores.statistics[name]
-
-    return judge
-
-
-def _top(table: pa.Table, column: str) -> Any:
-    """The best answers of each row, (n, m)."""
-    if column not in table.column_names:
-        raise RunError(f"it has no '{column}'")
-    values = table[column].combine_chunks()
-    return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), -1)
-
-
-def _same_text(decided: Any, references: Sequence[str], metric: Metric) -> Statistics:
-    """Of answers in text a number stands for each, which tells equal ones and no more."""
-    from ..eval.metrics import score_texts
-
-    if metric.name != "exact_match":
-        raise RunError(f"the texts were not kept, without which there is no {metric.name}")
-    expected = score_texts(references, references, [metric.name]).decisions
-    return np.asarray(decided == expected, dtype=np.float64)[:, None]
+    quality = run.report["quality"]
+    metric = str(quality["metric"])
+    try:
+        names = ["teacher", *(f"student-{entry['seed']}" for entry in quality["seeds"])]
+        scores = judged_rows(run.folder / EVALUATED, Data.open(run.folder / DATA), names, metric)
+    except (OSError, KeyError, ValueError, PareError) as error:
+        raise RunError(f"of '{run.name}' no score of single rows can be read ({error})") from error
+    teacher, *students = [one.statistics[metric] for one in scores]
+    return RunScores(teacher, students)
 
 
 def differences(

@@ -76,6 +76,13 @@ def read_report(run: str | Path) -> dict[str, Any]:
     return report
 
 
+def damage(error: Exception) -> str:
+    """What a report lacks that every report has, in words."""
+    return (
+        f"is damaged: it has no {error}" if isinstance(error, KeyError) else f"is damaged: {error}"
+    )
+
+
 def outcome_of(report: Mapping[str, Any]) -> tuple[str, list[str]]:
     """A report's verdict (``pass``, ``fail`` or ``undecided``) and its reasons."""
     return str(report["verdict"]), list(report["reasons"])

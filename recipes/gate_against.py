@@ -150,30 +150,8 @@ def _identity(data: Data) -> str:
 
 def _statistics(evaluated: Path, data: Data, metric: str) -> list[Statistics]:
     """Per-row statistics of each student of a run, from what it decided."""
-    import pyarrow as pa
+    from .judged_rows import judged_rows
+    from .stage_evaluate import evaluation
 
-    from ..eval.metrics import get_metric, score_decisions, score_texts, score_top
-    from .stage_evaluate import ROWS, evaluation
-    from .text_evaluation import ANSWERS
-
-    signal = get_metric(metric).signal
-    path = evaluated / (ANSWERS if signal == "token_distribution" else ROWS)
-    try:
-        with pa.OSFile(str(path), "rb") as source, pa.ipc.open_file(source) as reader:
-            table = reader.read_all()
-    except (OSError, pa.ArrowException) as error:
-        raise RunError(
-            f"'{path}' cannot be read ({error}). Run the recipe again with this paredown."
-        ) from None
-    test = data.split("test")
-    found = []
-    for seed in evaluation(evaluated)["seeds_used"]:
-        column = table[f"student-{seed}"].to_pylist()
-        if signal == "class_logits":
-            scores = score_decisions(column, test["label"][:], len(data.labels or ()), [metric])
-        elif signal == "embedding":
-            scores = score_top(column, test["relevant"][:], test["grades"][:], [metric])
-        else:
-            scores = score_texts(column, test["completion"][:], [metric])
-        found.append(scores.statistics[metric])
-    return found
+    names = [f"student-{seed}" for seed in evaluation(evaluated)["seeds_used"]]
+    return [scores.statistics[metric] for scores in judged_rows(evaluated, data, names, metric)]

@@ -18,13 +18,13 @@ from ..eval.timing import Worker
 from . import attribution, row_statistics, signal_evaluation, text_evaluation
 from .contenders import Contender, TestRows
 from .generation_rules import generates
+from .judged_rows import DECISIONS
 from .schema import Generation, Recipe
 from .stage_evaluate_rows import out_of_scope_texts, slice_values
 from .stage_teacher import model_options
 from .store import Context, Folder, Stage
 
 REPORT = "evaluation.json"
-ROWS = "scores.arrow"
 
 
 def evaluate_stage(
@@ -195,7 +195,10 @@ def _keep(out: Path, scores: dict[str, Scores]) -> None:
         if score.confidence is not None:
             columns[f"{name}.confidence"] = pa.array(score.confidence)
     table = pa.table(columns)
-    with pa.OSFile(str(out / ROWS), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    with (
+        pa.OSFile(str(out / DECISIONS), "wb") as sink,
+        pa.ipc.new_file(sink, table.schema) as writer,
+    ):
         writer.write_table(table)
 
 

@@ -15,12 +15,13 @@ import numpy as np
 
 from ..distill.outputs import TeacherOutputs
 from ..eval.compare import paired_bootstrap
-from ..eval.metrics import Scores, score_decisions, score_top
+from ..eval.metrics import Scores
 from . import signal_evaluation, text_evaluation
 from .contenders import Contender, TestRows
 from .finished_run import FinishedRun
 from .generation_rules import generates
-from .stage_evaluate import ROWS, evaluation
+from .judged_rows import judged_rows, kept_decisions
+from .stage_evaluate import evaluation
 from .stage_export import EXPORTED
 from .stage_teacher import CHECKPOINT
 from .store import Context, Folder, Stage
@@ -109,15 +110,10 @@ def _progress(context: Context, total: int) -> Callable[[int], None]:
     return report
 
 
-def _kept(rows: TestRows, scores: Scores, run: FinishedRun, context: Context) -> dict[str, Any]:
-    """What an export keeps of the teacher, whose decisions are on file."""
+def _kept(rows: Any, scores: Scores, run: FinishedRun, context: Context) -> dict[str, Any]:
+    """What an export keeps of the teacher, whose decisions or answers are on file."""
     recipe, metric = run.recipe, str(run.recipe.target.metric)
-    split, top = rows.data.split("test"), kept_decisions(context.inputs["evaluate"], "teacher")
-    if rows.task.signal == "class_logits":
-        labels = np.asarray(split["label"][:])
-        teacher = score_decisions(top, labels, len(rows.data.labels or ()))
-    else:
-        teacher = score_top(top, split["relevant"][:], split["grades"][:])
+    (teacher,) = judged_rows(context.inputs["evaluate"], rows.data, ["teacher"], metric)
     found: dict[str, Any] = {
         "examples": len(scores.decisions),
         "teacher": teacher.value(metric),
@@ -140,43 +136,16 @@ def _kept(rows: TestRows, scores: Scores, run: FinishedRun, context: Context) ->
 
 
 def _of_texts(rows: Any, export: Contender, run: FinishedRun, context: Context) -> dict[str, Any]:
-    """Metric, retention and flips of a language model; both others' answers are on file.
-
-    The file has which answers are equal and not what they are worth, so that the retention has no
-    interval here.
-    """
-    metric, known = str(run.recipe.target.metric), evaluation(context.inputs["evaluate"])
+    """Metric, retention and flips of a language model; both others' answers are on file."""
+    known = evaluation(context.inputs["evaluate"])
     scores = text_evaluation.score(rows, [export], context)[export.name]
     name = f"student-{known['seeds_used'][0]}"
-    before = kept_decisions(context.inputs["evaluate"], name)[:, 0]
-    value, teacher = scores.value(metric), known["teacher"]
-    return {
-        "examples": len(scores.decisions),
-        "teacher": teacher,
-        "value": value,
-        "retention": value / teacher if teacher > 0 else None,
-        "retention_ci95": None,
-        "student": known["contenders"][name]["value"],
-        "flip_rate": float(np.mean(scores.decisions != before)),
-        "calibration_shift": None,
-    }
-
-
-def kept_decisions(folder: Path, name: str) -> NDArray[np.int64]:
-    """A contender's best answers to each test row, best first, as the evaluation kept them.
-
-    Args:
-        folder: Of the stage ``evaluate``.
-        name: Of the contender.
-
-    Returns:
-        (n, at most 10).
-    """
-    import pyarrow as pa
-
-    with pa.memory_map(str(folder / ROWS)) as source:
-        column = pa.ipc.open_file(source).read_all().column(name)
-        return np.asarray(column.to_pylist(), dtype=np.int64)
+    before = kept_decisions(context.inputs["evaluate"], name, len(scores.decisions))[:, 0]
+    found = _kept(rows, scores, run, context)
+    found["student"] = known["contenders"][name]["value"]
+    found["flip_rate"] = float(np.mean(scores.decisions != before))
+    found["calibration_shift"] = None
+    return found
 
 
 def calibration_shift(before: NDArray[np.float32], after: NDArray[np.float32]) -> float:

@@ -27,6 +27,7 @@ from ..eval.tasks import Task, get_task
 from ..eval.timing import Engine, Worker, measure
 from ..export.formats import FORMATS
 from .contenders import Contender
+from .judged_rows import ANSWERS
 from .language_data import ROW, dialogues_of
 from .language_training import metric_names
 from .schema import Generation, Recipe
@@ -37,7 +38,6 @@ from .timing_notes import with_bytes
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-ANSWERS = "answers.arrow"
 SHOWN = 200
 TEXT_CHARACTERS = 600
 CACHE_BYTES = 4  # of a number in float32, in which costs are told
