@@ -86,6 +86,9 @@ def steps(
         if contender.side == "teacher" and found["teacher"] > 0:
             kept = {"retention": 1.0, "retention_ci95": [1.0, 1.0]}
         costs = found["models"].get(contender.name, {})
+        spent = costs.get("flops_per_example")
+        if contender.side == "export" and made:
+            spent = made[-1]["flops_per_example"]  # the same multiplications on another runtime
         step: dict[str, Any] = {
             "name": _title(recipe, contender, rounds),
             "stage": _stage(recipe, contender),
@@ -96,7 +99,7 @@ def steps(
             "p": None,
             "retention": kept.get("retention"),
             "retention_ci95": kept.get("retention_ci95"),
-            "flops_per_example": costs.get("flops_per_example"),
+            "flops_per_example": spent,
             "bytes": costs.get("bytes"),
             "latency_ms_p50": None,
             "contender": contender.name,

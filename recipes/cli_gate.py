@@ -74,6 +74,10 @@ def gate(
             files.check_place(path, option)
     wanted = summary or summary_file is not None
     added_to = files.summary_file(summary_file) if wanted else None
+    if added_to is not None:
+        files.add_summary("", added_to)  # before anything is measured: can it be written?
+    if junit is not None and junit.is_file():
+        junit.unlink()  # where this gate ends early, an earlier one's must not stand for it
     criteria = measure(
         run,
         retain=retain,

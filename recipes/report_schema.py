@@ -238,8 +238,8 @@ class Bin(TypedDict):
 class Calibration(TypedDict):
     """Expected calibration error of a classifier, and its reliability diagram.
 
-    ``side`` is ``teacher``, ``student`` or an export's format; ``shift`` is its mean change of
-    the winning class's probability from the student, for an export.
+    ``side`` is ``teacher``, ``student`` or an export's format; ``shift``, of an export, is its
+    mean probability of its own winning class less the student's.
     """
 
     side: str
