@@ -14,6 +14,7 @@ the model takes is cut, as in training; that is no error.
 from __future__ import annotations
 
 import argparse
+import codecs
 import csv
 import itertools
 import json
@@ -28,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_CHARACTERS = 1_000_000  # a longer row is not a text but a mistake, and would fill the memory
+RECORD_BYTES = 1 << 23  # of a row of CSV or TSV, with all its columns
 KEYS = ("text", "query", "sentence")
 BATCH_TOKENS = 8192  # rows × longest row of a batch, so that long rows do not fill the memory
 BLOCK_NUMBERS = 1 << 22  # numbers of an index that are looked at together: 16 MB
@@ -285,23 +287,32 @@ def read_rows(
 ) -> Iterator[Row]:
     """Yields the rows of a file as they come; `PredictError` if it cannot be read as a whole."""
     if kind in ("csv", "tsv"):
-        yield from _csv_rows(file, "\t" if kind == "tsv" else ",", column, pair_column)
+        records = _csv_records(file) if kind == "csv" else _tsv_records(file)
+        yield from _table_rows(records, column, pair_column)
         return
-    first = True
-    while line := file.readline(4 * MAX_CHARACTERS + 2):
-        if not line.endswith(b"\n") and len(line) > 4 * MAX_CHARACTERS:
-            while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
-                pass
+    for line in _lines(file, 4 * MAX_CHARACTERS + 1):
+        if line is None:
             yield Row(error=f"longer than {MAX_CHARACTERS:,} characters")
-            first = False
             continue
         try:
-            text = line.decode("utf-8-sig" if first else "utf-8").rstrip("\r\n")
+            text = line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             yield Row(error=f"not UTF-8: byte {error.start + 1} of the line; convert the file")
         else:
             yield checked(text, None) if kind == "txt" else _json_row(text, column, pair_column)
-        first = False
+
+
+def _lines(file: BinaryIO, limit: int) -> Iterator[bytes | None]:
+    """Yields lines without a byte order mark, None for one that has more bytes than the limit."""
+    mark = codecs.BOM_UTF8
+    while line := file.readline(limit + 1):
+        if len(line) > limit and not line.endswith(b"\n"):
+            yield None
+            while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
+                pass
+        else:
+            yield line.removeprefix(mark)
+        mark = b""
 
 
 def _json_row(line: str, column: str | None, pair_column: str | None) -> Row:
@@ -323,32 +334,72 @@ def _json_row(line: str, column: str | None, pair_column: str | None) -> Row:
     return checked(found[key], found.get(pair_column or "text_pair"))
 
 
-def _csv_rows(
-    file: BinaryIO, delimiter: str, column: str | None, pair_column: str | None
-) -> Iterator[Row]:
-    # Bytes that are not UTF-8 travel as lone surrogates, so that one bad row spoils no other.
-    lines = (line.decode("utf-8", "surrogateescape") for line in file)
-    csv.field_size_limit(8 * MAX_CHARACTERS)
-    reader = csv.reader(lines, delimiter=delimiter)
+def _csv_records(file: BinaryIO) -> Iterator[list[str]]:
+    """Yields the fields of each record; blank lines are none."""
+    held, start = 0, 1
+
+    def lines() -> Iterator[str]:
+        nonlocal held
+        for line in _lines(file, RECORD_BYTES):
+            if line is None or held + len(line) > RECORD_BYTES:
+                raise csv.Error(f"more than {RECORD_BYTES:,} bytes")
+            held += len(line)
+            # Bytes that are not UTF-8 travel as lone surrogates: one bad row spoils no other.
+            yield line.decode("utf-8", "surrogateescape")
+
+    csv.field_size_limit(RECORD_BYTES)
+    reader = csv.reader(lines(), strict=True)
     try:
-        header = [name.lstrip("\ufeff").strip() for name in next(reader, [])]
-        names = [column] if column else KEYS
-        at = next((header.index(name) for name in names if name in header), None)
-        if at is None or (pair_column and pair_column not in header):
-            wanted = " or ".join(names) if at is None else pair_column
-            raise PredictError(
-                f"No column {wanted} (there are: {', '.join(header) or 'none'}); "
-                "name them: --column, --pair-column."
-            )
-        second = pair_column or "text_pair"
-        pair_at = header.index(second) if second in header else None
         for fields in reader:
-            if len(fields) <= max(at, pair_at or 0):
-                yield Row(error=f"{len(fields)} fields, the header has {len(header)}")
-            else:
-                yield checked(fields[at], None if pair_at is None else fields[pair_at])
+            held = 0
+            if fields:
+                yield fields
+            start = reader.line_num + 1
     except csv.Error as error:
-        raise PredictError(f"Not CSV from line {reader.line_num} on: {error}") from error
+        raise PredictError(
+            f"Not CSV from line {start} on: {error}. A field with a quote, comma or line break "
+            'stands in quotes, and quotes in it are doubled ("").'
+        ) from error
+
+
+def _tsv_records(file: BinaryIO) -> Iterator[list[str] | None]:
+    """Yields lines split at tabs; blank ones are none, and None is one that is too long."""
+    for line in _lines(file, RECORD_BYTES):
+        text = None if line is None else line.decode("utf-8", "surrogateescape").rstrip("\r\n")
+        if text != "":
+            yield None if text is None else [_unquoted(cell) for cell in text.split("\t")]
+
+
+def _unquoted(cell: str) -> str:
+    # Quotes are text, but for those that a writer put around a field with quotes, and doubled.
+    if len(cell) >= 2 and cell[0] == cell[-1] == '"':
+        inner = cell[1:-1]
+        if '""' in inner and '"' not in inner.replace('""', ""):
+            return inner.replace('""', '"')
+    return cell
+
+
+def _table_rows(
+    records: Iterator[list[str] | None], column: str | None, pair_column: str | None
+) -> Iterator[Row]:
+    header = [name.strip() for name in next(records, None) or []]
+    names = [column] if column else KEYS
+    at = next((header.index(name) for name in names if name in header), None)
+    if at is None or (pair_column and pair_column not in header):
+        wanted = " or ".join(names) if at is None else pair_column
+        raise PredictError(
+            f"No column {wanted} (there are: {', '.join(header) or 'none'}); "
+            "name them: --column, --pair-column."
+        )
+    second = pair_column or "text_pair"
+    pair_at = header.index(second) if second in header else None
+    for fields in records:
+        if fields is None:
+            yield Row(error=f"longer than {RECORD_BYTES:,} bytes")
+        elif len(fields) != len(header):
+            yield Row(error=f"{len(fields)} fields, the header has {len(header)}")
+        else:
+            yield checked(fields[at], None if pair_at is None else fields[pair_at])
 
 
 def checked(text: Any, pair: Any) -> Row:
