@@ -258,5 +258,5 @@ def _texts(model: Any, prompts: list[str]) -> list[dict[str, Any]]:
         return list(model.predict(prompts))
     except (PredictError, DataError, RunError) as error:
         if len(prompts) == 1:
-            return [{"error": str(error)}]
+            return [{"error": str(error).removesuffix(".")}]
         return [answer for prompt in prompts for answer in _texts(model, [prompt])]
