@@ -211,6 +211,12 @@ def _classes(logits: NDArray[np.float32], labels: Sequence[str], top: int) -> di
     return best[0] if top == 1 else best[0] | {"top": best}
 
 
+def json_line(answer: dict[str, Any]) -> str:
+    r"""An answer as JSON that any UTF-8 file takes: half a surrogate pair stays ``\ud800``."""
+    text = json.dumps(answer, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class Lines:
     """The objects or strings of a JSONL file; each is read when it is asked for."""
 
@@ -487,7 +493,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for answer in answer_rows(predictor, rows, index=index, top=top, batch=batch):
                 total += 1
                 failed += "error" in answer
-                print(json.dumps(answer, ensure_ascii=False), flush=total % batch == 0)
+                print(json_line(answer), flush=total % batch == 0)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

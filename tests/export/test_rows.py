@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from paredown.eval.errors import DataError
 from paredown.eval.tables import open_table
 from paredown.export import predict
-from paredown.export.predict import PredictError, Row, read_rows
+from paredown.export.predict import PredictError, Row, json_line, read_rows
+from paredown.export.predict_text import read_prompts
 
 
 def rows(content: bytes, kind: str = "csv", **columns: str | None) -> list[Row]:
@@ -115,3 +117,23 @@ def test_a_record_of_many_lines_has_a_limit_too(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(PredictError, match="Not CSV from line 2 on: more than 100 bytes"):
         rows(b'text\n"' + b"short\n" * 20 + b'"\n')
     assert texts(b"text\n" + b"x" * 101 + b"\nlast\n", "tsv") == ["longer than 100 bytes", "last"]
+
+
+ANY = st.text(st.characters(codec="utf-16", exclude_categories=()), max_size=20) | st.text()
+
+
+@given(st.dictionaries(ANY, ANY | st.integers() | st.lists(ANY)))
+def test_an_answer_is_a_line_of_json_whatever_is_in_it(answer: dict[str, Any]) -> None:
+    line = json_line(answer)
+    assert json.loads(line.encode("utf-8")) == json.loads(json.dumps(answer))
+    assert "\n" not in line
+
+
+def test_half_a_surrogate_pair_in_a_prompt_is_its_rows_error() -> None:
+    lines = ['{"prompt": "a \\ud800"}', '{"messages": [{"role": "user", "content": "\\ud800"}]}',
+             '{"\\ud800": 1}', '{"prompt": " "}', '{"messages": []}', '"fine"']  # fmt: skip
+    found = list(read_prompts(io.BytesIO("\n".join(lines).encode()), "jsonl", None))
+    assert [error and error[:9] for _, error in found] == [
+        "not UTF-8", "not UTF-8", "no key pr", "empty", None, None,
+    ]  # fmt: skip
+    assert found[4:] == [([], None), ("fine", None)]
