@@ -250,27 +250,41 @@ class Index:
         """Opens a .npy file, and a JSONL file of N objects or strings."""
         try:
             self.vectors = np.load(vectors, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # numpy has a dozen kinds for files that are damaged
             raise PredictError(f"The index '{vectors}' cannot be read: {error}") from error
+        if not isinstance(self.vectors, np.ndarray):
+            self.vectors.close()
+            raise PredictError(f"The index '{vectors}' is an archive; save one array as .npy.")
         shape, numbers = self.vectors.shape, self.vectors.dtype.kind in "fiu"
         if len(shape) != 2 or shape[1] != width or not shape[0] or not numbers:
             raise PredictError(
                 f"The index '{vectors}' is of shape {shape} and {self.vectors.dtype}; the model's "
                 f"embeddings need numbers of shape (number of texts, {width})."
             )
+        for start, block in self._blocks(max(1, BLOCK_NUMBERS // width)):
+            finite = np.isfinite(block).all(1)
+            if not finite.all():
+                row = start + int(finite.argmin())
+                raise PredictError(f"Row {row} of the index '{vectors}' holds NaN or infinity.")
         self.texts = None if texts is None else Lines(texts)
         if self.texts is not None and len(self.texts) != len(self.vectors):
             have = f"{len(self.texts)} texts, the index {len(self.vectors)} vectors"
             raise PredictError(f"'{texts}' has {have}.")
+
+    def _blocks(self, step: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Rows from the first to the last, some at a time, and the number of each first one."""
+        for start in range(0, len(self.vectors), step):
+            with np.errstate(over="ignore"):
+                yield start, np.asarray(self.vectors[start : start + step], dtype=np.float32)
 
     def search(self, queries: NDArray[np.float32], top: int) -> list[list[dict[str, Any]]]:
         """The texts with the largest dot products, (n, d) with (N, d); equal ones in order."""
         top = min(top, len(self.vectors))
         scores: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(queries)
         rows: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(queries)
-        step = max(top, BLOCK_NUMBERS // self.vectors.shape[1])
-        for start in range(0, len(self.vectors) if len(queries) else 0, step):
-            block = np.asarray(self.vectors[start : start + step], dtype=np.float32)
+        if not len(queries):
+            return []
+        for start, block in self._blocks(max(top, BLOCK_NUMBERS // self.vectors.shape[1])):
             here = np.arange(start, start + len(block))
             for i, found in enumerate(queries @ block.T):
                 found = np.concatenate([scores[i], found])
