@@ -60,8 +60,8 @@ def _json_prompt(row: Row, column: str | None) -> tuple[Any, str | None]:
     if not isinstance(prompt, str | list):
         return None, f"expected a text or messages, found {json.dumps(prompt)[:40]}"
     text = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
-    error = checked(text, None).error
-    return (None, error) if error else (prompt, None)
+    wrong = checked(text, None).error
+    return (None, wrong) if wrong else (prompt, None)
 
 
 def answer_prompts(

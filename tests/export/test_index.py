@@ -76,7 +76,7 @@ def test_rows_that_no_query_can_be_compared_with_are_refused(
     vectors = np.ones((7, 3), kind)
     vectors[5, 1] = vectors[6, 0] = bad
     np.save(tmp_path / "index.npy", vectors)
-    with pytest.raises(PredictError, match="Row 5 of the index .* holds NaN or infinity"):
+    with pytest.raises(PredictError, match=r"Row 5 of the index .* holds NaN or infinity"):
         Index(tmp_path / "index.npy", None, 3)
 
 
