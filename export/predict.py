@@ -16,14 +16,13 @@ from __future__ import annotations
 import argparse
 import codecs
 import csv
-import itertools
 import json
 import os
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +31,13 @@ MAX_CHARACTERS = 1_000_000  # a longer row is not a text but a mistake, and woul
 RECORD_BYTES = 1 << 23  # of a row of CSV or TSV, with all its columns
 KEYS = ("text", "query", "sentence")
 BATCH_TOKENS = 8192  # rows × longest row of a batch, so that long rows do not fill the memory
+CHARACTERS = (
+    1 << 17
+)  # held, or tokenised, together: a token takes a hundred bytes until it is an id
 BLOCK_NUMBERS = 1 << 22  # numbers of an index that are looked at together: 16 MB
 FORMATS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+
+T = TypeVar("T")
 
 
 class PredictError(Exception):
@@ -116,17 +120,53 @@ class Predictor:
         The role (``query``, ``document``, ``text``) says whose prompt is put in front.
         """
         prompt = self.settings["prompts"].get(role or self.settings["role"], "")
-        rows: list[Any] = [prompt + text for text in texts]
-        if pairs is not None:
-            rows = list(zip(rows, pairs, strict=True))
-        encoded = self.tokenizer.encode_batch(rows)
+        rows = zip(texts, [None] * len(texts) if pairs is None else pairs, strict=True)
         parts = {
             "input_ids": "ids",
             "attention_mask": "attention_mask",
             "token_type_ids": "type_ids",
         }
         names = self.settings["inputs"]
-        return [{name: getattr(row, parts[name]) for name in names} for row in encoded]
+        found: list[dict[str, list[int]]] = []
+        for some in blocks(rows, len(texts), _characters):
+            encoded = self._encoded([(prompt + text, pair) for text, pair in some])
+            found += [{name: getattr(row, parts[name]) for name in names} for row in encoded]
+        return found
+
+    def _encoded(self, rows: Sequence[tuple[str, str | None]]) -> list[Any]:
+        """The rows' encodings, with special tokens, cut to the model's length."""
+        short = 4 * int(self.settings["max_length"])
+        # What is left over of two texts is kept in every combination of their parts.
+        apart = self.tokenizer.num_special_tokens_to_add(True) >= 2
+        long = [apart and row[1] is not None and _characters(row) > short for row in rows]
+        together = [
+            row[0] if row[1] is None else row
+            for row, alone in zip(rows, long, strict=True)
+            if not alone
+        ]
+        found = iter(self.tokenizer.encode_batch(together))
+        return [
+            self._long_pair(row[0], row[1] or "") if alone else next(found)
+            for row, alone in zip(rows, long, strict=True)
+        ]
+
+    def _long_pair(self, text: str, pair: str) -> Any:
+        """The encoding of two texts, each cut by itself before they are cut together.
+
+        What is cut first is behind what the model takes of both, and the longer text stays the
+        longer one, by which an odd token is given to one of them: the ids are the same.
+        """
+        longest = int(self.settings["max_length"])
+        cut, lengths = [], []
+        for part in (text, pair):
+            one = self.tokenizer.encode(part, add_special_tokens=False)
+            lengths.append(len(one) + sum(map(len, one.overflowing)))
+            one.truncate(longest - 1, direction=self.settings["truncation_side"])
+            cut.append(one)
+        if lengths[0] > lengths[1]:
+            cut[1].truncate(longest - 2, direction=self.settings["truncation_side"])
+        first, second = cut
+        return self.tokenizer.post_process(first, second)
 
     def collate(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, NDArray[np.int64]]:
         """Pads rows on the right into arrays of (B, T)."""
@@ -211,6 +251,24 @@ def _classes(logits: NDArray[np.float32], labels: Sequence[str], top: int) -> di
     return best[0] if top == 1 else best[0] | {"top": best}
 
 
+def blocks(rows: Iterable[T], count: int, size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Rows as lists of at most `count`, shorter where their sizes reach `CHARACTERS`."""
+    some: list[T] = []
+    held = 0
+    for row in rows:
+        some.append(row)
+        held += size(row)
+        if len(some) == count or held >= CHARACTERS:
+            yield some
+            some, held = [], 0
+    if some:
+        yield some
+
+
+def _characters(row: tuple[str, str | None]) -> int:
+    return len(row[0]) + len(row[1] or "")
+
+
 def json_line(answer: dict[str, Any]) -> str:
     r"""An answer as JSON that any UTF-8 file takes: half a surrogate pair stays ``\ud800``."""
     text = json.dumps(answer, ensure_ascii=False)
@@ -249,7 +307,8 @@ class Index:
     def __init__(self, vectors: str | Path, texts: str | Path | None, width: int) -> None:
         """Opens a .npy file, and a JSONL file of N objects or strings."""
         try:
-            self.vectors = np.load(vectors, mmap_mode="r", allow_pickle=False)
+            with np.errstate(over="ignore"):
+                self.vectors = np.load(vectors, mmap_mode="r", allow_pickle=False)
         except Exception as error:  # numpy has a dozen kinds for files that are damaged
             raise PredictError(f"The index '{vectors}' cannot be read: {error}") from error
         if not isinstance(self.vectors, np.ndarray):
@@ -443,7 +502,7 @@ def answer_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yields one answer or error a row, in order, reading no more than a batch ahead."""
     done = 0
-    while waiting := list(itertools.islice(rows, batch)):
+    for waiting in blocks(rows, batch, lambda row: _characters(row[:2])):
         answers: dict[int, dict[str, Any]] = {}
         for paired in (False, True):
             some = [r for r in waiting if r.error is None and (r.pair is not None) == paired]
