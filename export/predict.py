@@ -14,24 +14,30 @@ the model takes is cut, as in training; that is no error.
 from __future__ import annotations
 
 import argparse
+import codecs
 import csv
-import itertools
 import json
 import os
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 MAX_CHARACTERS = 1_000_000  # a longer row is not a text but a mistake, and would fill the memory
+RECORD_BYTES = 1 << 23  # of a row of CSV or TSV, with all its columns
 KEYS = ("text", "query", "sentence")
 BATCH_TOKENS = 8192  # rows × longest row of a batch, so that long rows do not fill the memory
+CHARACTERS = (
+    1 << 17
+)  # held, or tokenised, together: a token takes a hundred bytes until it is an id
 BLOCK_NUMBERS = 1 << 22  # numbers of an index that are looked at together: 16 MB
 FORMATS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+
+T = TypeVar("T")
 
 
 class PredictError(Exception):
@@ -114,17 +120,53 @@ class Predictor:
         The role (``query``, ``document``, ``text``) says whose prompt is put in front.
         """
         prompt = self.settings["prompts"].get(role or self.settings["role"], "")
-        rows: list[Any] = [prompt + text for text in texts]
-        if pairs is not None:
-            rows = list(zip(rows, pairs, strict=True))
-        encoded = self.tokenizer.encode_batch(rows)
+        rows = zip(texts, [None] * len(texts) if pairs is None else pairs, strict=True)
         parts = {
             "input_ids": "ids",
             "attention_mask": "attention_mask",
             "token_type_ids": "type_ids",
         }
         names = self.settings["inputs"]
-        return [{name: getattr(row, parts[name]) for name in names} for row in encoded]
+        found: list[dict[str, list[int]]] = []
+        for some in blocks(rows, len(texts), _characters):
+            encoded = self._encoded([(prompt + text, pair) for text, pair in some])
+            found += [{name: getattr(row, parts[name]) for name in names} for row in encoded]
+        return found
+
+    def _encoded(self, rows: Sequence[tuple[str, str | None]]) -> list[Any]:
+        """The rows' encodings, with special tokens, cut to the model's length."""
+        short = 4 * int(self.settings["max_length"])
+        # What is left over of two texts is kept in every combination of their parts.
+        apart = self.tokenizer.num_special_tokens_to_add(True) >= 2
+        long = [apart and row[1] is not None and _characters(row) > short for row in rows]
+        together = [
+            row[0] if row[1] is None else row
+            for row, alone in zip(rows, long, strict=True)
+            if not alone
+        ]
+        found = iter(self.tokenizer.encode_batch(together))
+        return [
+            self._long_pair(row[0], row[1] or "") if alone else next(found)
+            for row, alone in zip(rows, long, strict=True)
+        ]
+
+    def _long_pair(self, text: str, pair: str) -> Any:
+        """The encoding of two texts, each cut by itself before they are cut together.
+
+        What is cut first is behind what the model takes of both, and the longer text stays the
+        longer one, by which an odd token is given to one of them: the ids are the same.
+        """
+        longest = int(self.settings["max_length"])
+        cut, lengths = [], []
+        for part in (text, pair):
+            one = self.tokenizer.encode(part, add_special_tokens=False)
+            lengths.append(len(one) + sum(map(len, one.overflowing)))
+            one.truncate(longest - 1, direction=self.settings["truncation_side"])
+            cut.append(one)
+        if lengths[0] > lengths[1]:
+            cut[1].truncate(longest - 2, direction=self.settings["truncation_side"])
+        first, second = cut
+        return self.tokenizer.post_process(first, second)
 
     def collate(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, NDArray[np.int64]]:
         """Pads rows on the right into arrays of (B, T)."""
@@ -209,6 +251,30 @@ def _classes(logits: NDArray[np.float32], labels: Sequence[str], top: int) -> di
     return best[0] if top == 1 else best[0] | {"top": best}
 
 
+def blocks(rows: Iterable[T], count: int, size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Rows as lists of at most `count`, shorter where their sizes reach `CHARACTERS`."""
+    some: list[T] = []
+    held = 0
+    for row in rows:
+        some.append(row)
+        held += size(row)
+        if len(some) == count or held >= CHARACTERS:
+            yield some
+            some, held = [], 0
+    if some:
+        yield some
+
+
+def _characters(row: tuple[str, str | None]) -> int:
+    return len(row[0]) + len(row[1] or "")
+
+
+def json_line(answer: dict[str, Any]) -> str:
+    r"""An answer as JSON that any UTF-8 file takes: half a surrogate pair stays ``\ud800``."""
+    text = json.dumps(answer, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class Lines:
     """The objects or strings of a JSONL file; each is read when it is asked for."""
 
@@ -241,28 +307,43 @@ class Index:
     def __init__(self, vectors: str | Path, texts: str | Path | None, width: int) -> None:
         """Opens a .npy file, and a JSONL file of N objects or strings."""
         try:
-            self.vectors = np.load(vectors, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+            with np.errstate(over="ignore"):
+                self.vectors = np.load(vectors, mmap_mode="r", allow_pickle=False)
+        except Exception as error:  # numpy has a dozen kinds for files that are damaged
             raise PredictError(f"The index '{vectors}' cannot be read: {error}") from error
+        if not isinstance(self.vectors, np.ndarray):
+            self.vectors.close()
+            raise PredictError(f"The index '{vectors}' is an archive; save one array as .npy.")
         shape, numbers = self.vectors.shape, self.vectors.dtype.kind in "fiu"
         if len(shape) != 2 or shape[1] != width or not shape[0] or not numbers:
             raise PredictError(
                 f"The index '{vectors}' is of shape {shape} and {self.vectors.dtype}; the model's "
                 f"embeddings need numbers of shape (number of texts, {width})."
             )
+        for start, block in self._blocks(max(1, BLOCK_NUMBERS // width)):
+            finite = np.isfinite(block).all(1)
+            if not finite.all():
+                row = start + int(finite.argmin())
+                raise PredictError(f"Row {row} of the index '{vectors}' holds NaN or infinity.")
         self.texts = None if texts is None else Lines(texts)
         if self.texts is not None and len(self.texts) != len(self.vectors):
             have = f"{len(self.texts)} texts, the index {len(self.vectors)} vectors"
             raise PredictError(f"'{texts}' has {have}.")
+
+    def _blocks(self, step: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Rows from the first to the last, some at a time, and the number of each first one."""
+        for start in range(0, len(self.vectors), step):
+            with np.errstate(over="ignore"):
+                yield start, np.asarray(self.vectors[start : start + step], dtype=np.float32)
 
     def search(self, queries: NDArray[np.float32], top: int) -> list[list[dict[str, Any]]]:
         """The texts with the largest dot products, (n, d) with (N, d); equal ones in order."""
         top = min(top, len(self.vectors))
         scores: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(queries)
         rows: list[NDArray[np.int64]] = [np.empty(0, np.int64)] * len(queries)
-        step = max(top, BLOCK_NUMBERS // self.vectors.shape[1])
-        for start in range(0, len(self.vectors) if len(queries) else 0, step):
-            block = np.asarray(self.vectors[start : start + step], dtype=np.float32)
+        if not len(queries):
+            return []
+        for start, block in self._blocks(max(top, BLOCK_NUMBERS // self.vectors.shape[1])):
             here = np.arange(start, start + len(block))
             for i, found in enumerate(queries @ block.T):
                 found = np.concatenate([scores[i], found])
@@ -285,23 +366,32 @@ def read_rows(
 ) -> Iterator[Row]:
     """Yields the rows of a file as they come; `PredictError` if it cannot be read as a whole."""
     if kind in ("csv", "tsv"):
-        yield from _csv_rows(file, "\t" if kind == "tsv" else ",", column, pair_column)
+        records = _csv_records(file) if kind == "csv" else _tsv_records(file)
+        yield from _table_rows(records, column, pair_column)
         return
-    first = True
-    while line := file.readline(4 * MAX_CHARACTERS + 2):
-        if not line.endswith(b"\n") and len(line) > 4 * MAX_CHARACTERS:
-            while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
-                pass
+    for line in _lines(file, 4 * MAX_CHARACTERS + 1):
+        if line is None:
             yield Row(error=f"longer than {MAX_CHARACTERS:,} characters")
-            first = False
             continue
         try:
-            text = line.decode("utf-8-sig" if first else "utf-8").rstrip("\r\n")
+            text = line.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             yield Row(error=f"not UTF-8: byte {error.start + 1} of the line; convert the file")
         else:
             yield checked(text, None) if kind == "txt" else _json_row(text, column, pair_column)
-        first = False
+
+
+def _lines(file: BinaryIO, limit: int) -> Iterator[bytes | None]:
+    """Yields lines without a byte order mark, None for one that has more bytes than the limit."""
+    mark = codecs.BOM_UTF8
+    while line := file.readline(limit + 1):
+        if len(line) > limit and not line.endswith(b"\n"):
+            yield None
+            while (rest := file.readline(1 << 20)) and not rest.endswith(b"\n"):
+                pass
+        else:
+            yield line.removeprefix(mark)
+        mark = b""
 
 
 def _json_row(line: str, column: str | None, pair_column: str | None) -> Row:
@@ -323,32 +413,72 @@ def _json_row(line: str, column: str | None, pair_column: str | None) -> Row:
     return checked(found[key], found.get(pair_column or "text_pair"))
 
 
-def _csv_rows(
-    file: BinaryIO, delimiter: str, column: str | None, pair_column: str | None
-) -> Iterator[Row]:
-    # Bytes that are not UTF-8 travel as lone surrogates, so that one bad row spoils no other.
-    lines = (line.decode("utf-8", "surrogateescape") for line in file)
-    csv.field_size_limit(8 * MAX_CHARACTERS)
-    reader = csv.reader(lines, delimiter=delimiter)
+def _csv_records(file: BinaryIO) -> Iterator[list[str]]:
+    """Yields the fields of each record; blank lines are none."""
+    held, start = 0, 1
+
+    def lines() -> Iterator[str]:
+        nonlocal held
+        for line in _lines(file, RECORD_BYTES):
+            if line is None or held + len(line) > RECORD_BYTES:
+                raise csv.Error(f"more than {RECORD_BYTES:,} bytes")
+            held += len(line)
+            # Bytes that are not UTF-8 travel as lone surrogates: one bad row spoils no other.
+            yield line.decode("utf-8", "surrogateescape")
+
+    csv.field_size_limit(RECORD_BYTES)
+    reader = csv.reader(lines(), strict=True)
     try:
-        header = [name.lstrip("\ufeff").strip() for name in next(reader, [])]
-        names = [column] if column else KEYS
-        at = next((header.index(name) for name in names if name in header), None)
-        if at is None or (pair_column and pair_column not in header):
-            wanted = " or ".join(names) if at is None else pair_column
-            raise PredictError(
-                f"No column {wanted} (there are: {', '.join(header) or 'none'}); "
-                "name them: --column, --pair-column."
-            )
-        second = pair_column or "text_pair"
-        pair_at = header.index(second) if second in header else None
         for fields in reader:
-            if len(fields) <= max(at, pair_at or 0):
-                yield Row(error=f"{len(fields)} fields, the header has {len(header)}")
-            else:
-                yield checked(fields[at], None if pair_at is None else fields[pair_at])
+            held = 0
+            if fields:
+                yield fields
+            start = reader.line_num + 1
     except csv.Error as error:
-        raise PredictError(f"Not CSV from line {reader.line_num} on: {error}") from error
+        raise PredictError(
+            f"Not CSV from line {start} on: {error}. A field with a quote, comma or line break "
+            'stands in quotes, and quotes in it are doubled ("").'
+        ) from error
+
+
+def _tsv_records(file: BinaryIO) -> Iterator[list[str] | None]:
+    """Yields lines split at tabs; blank ones are none, and None is one that is too long."""
+    for line in _lines(file, RECORD_BYTES):
+        text = None if line is None else line.decode("utf-8", "surrogateescape").rstrip("\r\n")
+        if text != "":
+            yield None if text is None else [_unquoted(cell) for cell in text.split("\t")]
+
+
+def _unquoted(cell: str) -> str:
+    # Quotes are text, but for those that a writer put around a field with quotes, and doubled.
+    if len(cell) >= 2 and cell[0] == cell[-1] == '"':
+        inner = cell[1:-1]
+        if '""' in inner and '"' not in inner.replace('""', ""):
+            return inner.replace('""', '"')
+    return cell
+
+
+def _table_rows(
+    records: Iterator[list[str] | None], column: str | None, pair_column: str | None
+) -> Iterator[Row]:
+    header = [name.strip() for name in next(records, None) or []]
+    names = [column] if column else KEYS
+    at = next((header.index(name) for name in names if name in header), None)
+    if at is None or (pair_column and pair_column not in header):
+        wanted = " or ".join(names) if at is None else pair_column
+        raise PredictError(
+            f"No column {wanted} (there are: {', '.join(header) or 'none'}); "
+            "name them: --column, --pair-column."
+        )
+    second = pair_column or "text_pair"
+    pair_at = header.index(second) if second in header else None
+    for fields in records:
+        if fields is None:
+            yield Row(error=f"longer than {RECORD_BYTES:,} bytes")
+        elif len(fields) != len(header):
+            yield Row(error=f"{len(fields)} fields, the header has {len(header)}")
+        else:
+            yield checked(fields[at], None if pair_at is None else fields[pair_at])
 
 
 def checked(text: Any, pair: Any) -> Row:
@@ -372,7 +502,7 @@ def answer_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yields one answer or error a row, in order, reading no more than a batch ahead."""
     done = 0
-    while waiting := list(itertools.islice(rows, batch)):
+    for waiting in blocks(rows, batch, lambda row: _characters(row[:2])):
         answers: dict[int, dict[str, Any]] = {}
         for paired in (False, True):
             some = [r for r in waiting if r.error is None and (r.pair is not None) == paired]
@@ -436,7 +566,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for answer in answer_rows(predictor, rows, index=index, top=top, batch=batch):
                 total += 1
                 failed += "error" in answer
-                print(json.dumps(answer, ensure_ascii=False), flush=total % batch == 0)
+                print(json_line(answer), flush=total % batch == 0)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

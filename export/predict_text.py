@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING or __package__:
     from .generator import Generator
-    from .predict import FORMATS, PredictError, Row, read_rows
+    from .predict import FORMATS, PredictError, Row, checked, json_line, read_rows
 else:  # in an exported folder, where export/predict.py is called rows.py
     from generator import Generator
-    from rows import FORMATS, PredictError, Row, read_rows
+    from rows import FORMATS, PredictError, Row, checked, json_line, read_rows
 
 KEYS = ("prompt", "messages")
 
@@ -57,11 +57,11 @@ def _json_prompt(row: Row, column: str | None) -> tuple[Any, str | None]:
         wanted = column or " or ".join(KEYS)
         return None, f"no key {wanted} (there are: {', '.join(map(str, found)) or 'none'})"
     prompt = found[key]
-    if isinstance(prompt, str) and not prompt.strip():
-        return None, "empty"
     if not isinstance(prompt, str | list):
         return None, f"expected a text or messages, found {json.dumps(prompt)[:40]}"
-    return prompt, None
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
+    wrong = checked(text, None).error
+    return (None, wrong) if wrong else (prompt, None)
 
 
 def answer_prompts(
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for answer in answer_prompts(generator, rows, generator.batch):
                 total += 1
                 failed += "error" in answer
-                print(json.dumps(answer, ensure_ascii=False), flush=total % generator.batch == 0)
+                print(json_line(answer), flush=total % generator.batch == 0)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -128,5 +128,6 @@ class TextRunner:
             try:
                 found.append(self.generator.prompt_ids(prompt))
             except PredictError as error:
-                raise RunError(f"Row {row}: {error}.") from error
+                where = f"Row {row}: " if len(prompts) > 1 else ""  # one needs no number
+                raise RunError(f"{where}{error}.") from error
         return found

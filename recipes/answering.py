@@ -6,14 +6,22 @@ Imports no torch, unless the model is a PyTorch checkpoint.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..eval.errors import DataError, RecipeError, RunError
 from ..export.opening import open_folder
-from ..export.predict import FORMATS, Index, PredictError, Row, answer_rows, checked, read_rows
+from ..export.predict import (
+    FORMATS,
+    Index,
+    PredictError,
+    Row,
+    answer_rows,
+    checked,
+    json_line,
+    read_rows,
+)
 from ..export.verify import MANIFEST, Verified, VerifyError
 from ..export.verify import verify as verify_folder
 from .row_files import opened, prompt_rows, written
@@ -156,7 +164,7 @@ def predict_file(
             for answer in answers(model, given, index=found, top=top, batch=batch):
                 total += 1
                 failed += "error" in answer
-                sink.write(json.dumps(answer, ensure_ascii=False) + "\n")
+                sink.write(json_line(answer) + "\n")
                 if total % batch == 0:
                     sink.flush()
     except PredictError as error:
@@ -258,5 +266,5 @@ def _texts(model: Any, prompts: list[str]) -> list[dict[str, Any]]:
         return list(model.predict(prompts))
     except (PredictError, DataError, RunError) as error:
         if len(prompts) == 1:
-            return [{"error": str(error)}]
+            return [{"error": str(error).removesuffix(".")}]
         return [answer for prompt in prompts for answer in _texts(model, [prompt])]

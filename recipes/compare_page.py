@@ -13,9 +13,10 @@ from .compare import Comparison, Entry, recipe_differences
 from .cost_rows import unit
 from .front_chart import front_chart
 from .html import MARKS, machine
-from .page import render, unbroken, visible, write_page
+from .page import render, unbroken, visible
 from .page_quality import sign
 from .report import OUTCOMES, headline
+from .whole_files import write_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +29,7 @@ def write_comparison(found: Comparison, path: Path) -> None:
         RunError: If it cannot be written.
     """
     try:
-        write_page(comparison_page(found), path)
+        write_whole(comparison_page(found), path)
     except OSError as error:
         raise RunError(f"Cannot write '{path}': {error.strerror or error}.") from error
 

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 from ..eval.errors import RecipeError, RunError
 from .gate import Criterion
+from .whole_files import write_whole
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
 """The environment variable that names the file of a step's summary."""
@@ -116,10 +117,8 @@ def write_junit(text: str, path: Path) -> None:
     Raises:
         RunError: If it cannot be written.
     """
-    beside = path.with_name(path.name + ".part")
     try:
-        beside.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(beside, path)
+        write_whole(text, path, errors="replace")
     except OSError as error:
         raise RunError(f"Cannot write '{path}': {error.strerror or error}.") from error
 

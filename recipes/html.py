@@ -19,10 +19,11 @@ from .answer_report import recorded_lines
 from .charts import Chart, break_even_chart, reliability_chart, risk_chart
 from .cost_rows import unit
 from .front_chart import front_chart
-from .page import render, unbroken, visible, write_page
+from .page import render, unbroken, visible
 from .report import MOST_DIFFERING, OUTCOMES, evidence, headline, mask_sentence, search_rows
 from .statistics_report import slice_metric
 from .trial_plot import trials_chart, trials_text
+from .whole_files import write_whole
 
 __all__ = ["MARKS", "flat", "machine", "page", "points", "visible", "write_html"]
 
@@ -51,7 +52,7 @@ def write_html(
             first `MOST_DIFFERING` are shown.
         path: The file to write.
     """
-    write_page(page(report, differing), path)
+    write_whole(page(report, differing), path)
 
 
 def page(report: Mapping[str, Any], differing: Sequence[Mapping[str, Any]]) -> str:

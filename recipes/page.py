@@ -11,13 +11,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 import unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import figures, plot
@@ -120,13 +118,6 @@ def read_part(name: str) -> str:
     text = resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
     # a script's or style's hash is of what the browser reads: with its line ends made plain
     return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def write_page(text: str, path: Path) -> None:
-    """Writes a page, whole or not at all."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
 
 
 def unbroken(text: str) -> str:

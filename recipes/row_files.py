@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import IO, BinaryIO
 
 from ..eval.errors import RecipeError
 from ..export.predict import Row, checked, read_rows
+from .whole_files import whole_file
 
 PROMPTS = ("prompt", "messages", "text")
 """Keys of a language model's rows, in the order they are looked for."""
@@ -63,7 +63,7 @@ def opened(source: Path | None) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def written(out: str | Path | None) -> Iterator[IO[str]]:
-    """A file that has its name once all is written; or stdout.
+    """A file that has its content once all is written (see `whole_file`); or stdout.
 
     Raises:
         RecipeError: If there is no folder to write to.
@@ -73,12 +73,7 @@ def written(out: str | Path | None) -> Iterator[IO[str]]:
         sys.stdout.flush()
         return
     path = Path(out)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            yield file
-        os.replace(part, path)
-    except FileNotFoundError:
-        raise RecipeError(f"There is no folder '{path.parent}' to write to.") from None
-    finally:
-        part.unlink(missing_ok=True)
+    if not path.parent.is_dir():
+        raise RecipeError(f"There is no folder '{path.parent}' to write to.")
+    with whole_file(path) as file:
+        yield file

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -20,6 +19,7 @@ from . import figures
 from .html import machine, visible
 from .sweep_plot import Mark, front_plot
 from .sweep_points import COLUMNS, FRONTS, advice, runtimes, sweep_rows
+from .whole_files import write_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,9 +36,7 @@ def write_sweep(sweep: Mapping[str, Any], folder: Path) -> None:
     data = json.dumps(sweep, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         for name, text in ((PAGE, page(sweep)), (JSON, data)):
-            beside = folder / f"{name}.part"
-            beside.write_text(text, encoding="utf-8", errors="backslashreplace")
-            os.replace(beside, folder / name)
+            write_whole(text, folder / name, errors="backslashreplace")
     except OSError as error:
         raise RunError(
             f"Cannot write '{folder / JSON}': {error.strerror or error}. The points are kept; run "
