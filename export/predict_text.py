@@ -29,7 +29,8 @@ else:  # in an exported folder, where export/predict.py is called rows.py
     from generator import Generator
     from rows import FORMATS, PredictError, Row, checked, json_line, read_rows
 
-KEYS = ("prompt", "messages")
+KEYS = ("prompt", "messages", "text")
+"""Keys of a row in JSON, in the order they are looked for."""
 
 
 def read_prompts(file: BinaryIO, kind: str, column: str | None) -> Iterator[tuple[Any, str | None]]:
@@ -48,10 +49,10 @@ def _json_prompt(row: Row, column: str | None) -> tuple[Any, str | None]:
         found = json.loads(row.text)
     except (ValueError, RecursionError) as error:
         return None, f"not JSON: {error}"
-    if isinstance(found, str):
+    if isinstance(found, str | list):  # a prompt, or the turns of a conversation
         found = {column or "prompt": found}
     if not isinstance(found, dict):
-        return None, "expected an object or a string"
+        return None, "expected an object, a text or messages"
     key = next((name for name in ([column] if column else KEYS) if name in found), None)
     if key is None:
         wanted = column or " or ".join(KEYS)

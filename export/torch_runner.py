@@ -67,6 +67,8 @@ class CheckpointGenerator:
         """The tokens that the model goes on from."""
         if self.dialogues.form == "messages":
             prompt = json.dumps(turns_of(prompt), ensure_ascii=False)
+        elif not isinstance(prompt, str):
+            raise PredictError("This model was trained on texts, not on messages; give a prompt.")
         try:
             return self.dialogues.prompt_ids(prompt)
         except DataError as error:

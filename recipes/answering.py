@@ -181,8 +181,9 @@ def predict_file(
 def open_model(folder: str | Path, threads: int | None = None) -> Any:
     """Opens an export, a checkpoint, or the student of a run; see `open_folder`."""
     path = Path(folder)
-    if (path / "report.json").is_file() and (path / "student").is_dir():
-        return open_folder(path / "student", threads=threads, **_student_options(path))
+    run = path.parent if path.name == "student" else path
+    if (run / "report.json").is_file() and (run / "student").is_dir():
+        return open_folder(run / "student", threads=threads, **_student_options(run))
     return open_folder(path, threads=threads)
 
 

@@ -80,7 +80,8 @@ def steps(
     """
     metric = get_metric(found["metric"])
     rounds = any(contender.round for contender in contenders)
-    made, p_values = [], []
+    made: list[dict[str, Any]] = []
+    p_values: list[float | None] = []
     for contender, before in on_the_way(contenders):
         score, kept = scores[contender.name], found["contenders"].get(contender.name, {})
         if contender.side == "teacher" and found["teacher"] > 0:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
 from ..eval.errors import RecipeError
-from ..export.predict import Row, checked, read_rows
+from ..export.predict import Row
+from ..export.predict_text import read_prompts
 from .whole_files import whole_file
-
-PROMPTS = ("prompt", "messages", "text")
-"""Keys of a language model's rows, in the order they are looked for."""
 
 
 def prompt_rows(
@@ -27,28 +24,8 @@ def prompt_rows(
     """
     if pair_column is not None:
         raise RecipeError("--pair-column is for models that read two texts; this one reads one.")
-    if kind != "jsonl":
-        yield from read_rows(file, kind, column or ("prompt" if kind != "txt" else None), None)
-        return
-    for row in read_rows(file, "txt", None, None):
-        yield row if row.error is not None else _prompt(row.text, column)
-
-
-def _prompt(line: str, column: str | None) -> Row:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return Row(error=f"not JSON: {error}")
-    if isinstance(found, dict):
-        names = [column] if column else PROMPTS
-        key = next((name for name in names if name in found), None)
-        if key is None:
-            there = ", ".join(map(str, found)) or "none"
-            return Row(error=f"no key {' or '.join(names)} (there are: {there}); name it: --column")
-        found = found[key]
-    if isinstance(found, list):
-        found = json.dumps(found, ensure_ascii=False)
-    return checked(found, None)
+    for prompt, error in read_prompts(file, kind, column):
+        yield Row(error=error) if error is not None else Row(prompt)
 
 
 @contextlib.contextmanager

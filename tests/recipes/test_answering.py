@@ -14,8 +14,10 @@ import pytest
 
 from paredown.export.generator import Answer
 from paredown.export.predict import PredictError, Row
+from paredown.export.predict_text import read_prompts
 from paredown.export.text_runner import TextRunner
 from paredown.recipes import answering, cli
+from paredown.recipes.row_files import prompt_rows
 
 
 class Writer:
@@ -53,6 +55,17 @@ def test_an_error_names_the_row_of_the_input_alone() -> None:
     assert errors[0] == {"row": 3, "error": "the prompt has 4 tokens; 1 to 3 can be answered"}
     assert not any("Row" in one["error"] for one in errors)
     assert found[3] == {"text": "2", "finished": True}
+
+
+def test_rows_of_a_language_model_are_read_as_the_exported_program_reads_them() -> None:
+    lines = ['{"text": "a"}', '{"prompt": "b", "text": "c"}', '"d"', '[{"role": "user"}]']
+    lines += ["[1]", "1", '{"other": "e"}', "{", '{"prompt": 2}']
+    file = "\n".join(lines).encode()
+    found = list(prompt_rows(io.BytesIO(file), "jsonl", None, None))
+    assert [row.text for row in found[:5]] == ["a", "b", "d", [{"role": "user"}], [1]]
+    assert all(row.error for row in found[5:])
+    program = list(read_prompts(io.BytesIO(file), "jsonl", None))
+    assert [row.error for row in found] == [error for _, error in program]
 
 
 @pytest.mark.parametrize("model", [Classes(), TextRunner(Writer(), "x")])
