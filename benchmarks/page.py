@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import exports
+import runs
 from recording import RESULTS, figure, times
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
@@ -57,6 +58,8 @@ def table_of(rows: list[dict[str, Any]]) -> Callable[[list[dict[str, Any]]], lis
         return competition
     if any("flip_rate" in row for row in rows):
         return deployed
+    if any("compute" in row for row in rows):
+        return finished
     return budgets if any("bound" in row for row in rows) else plain
 
 
@@ -86,6 +89,24 @@ def deployed(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         cells = " | ".join(exports.figures(row))
         lines.append(f"| {row['task']} ({row['metric']}) | {row['format']} | {cells} |")
+    return lines
+
+
+def finished(rows: list[dict[str, Any]]) -> list[str]:
+    """A table of finished runs, and what else the same budget of rows gave."""
+    lines = [f"| {' | '.join(runs.COLUMNS)} |", "|---" * len(runs.COLUMNS) + "|"]
+    lines += [f"| {' | '.join(runs.cells(row))} |" for row in rows]
+    for row in rows:
+        beside = [f"{name} {kept:.4f}" for name, kept in row["baselines"].items() if kept]
+        if beside:
+            lines += ["", f"Beside it, of the teacher's, in {row['run']}: {'; '.join(beside)}."]
+        if row["slices"] and row["metric"] == "exact_match":
+            parts = [
+                f"{name} ({part['rows']:,} rows) teacher {part['teacher']:.4f}, student "
+                f"{part['student']:.4f}"
+                for name, part in row["slices"].items()
+            ]
+            lines += ["", f"By kind of row: {'; '.join(parts)}."]
     return lines
 
 

@@ -14,6 +14,7 @@ from .plot import (
     Kind,
     Point,
     Scale,
+    compute_share,
     label_places,
     plot_scale,
     rounded_share,
@@ -70,17 +71,13 @@ def front_chart(
         xaxis=log_axis(
             f"Share of the teacher’s compute (FLOPs {'an' if unit == 'answer' else 'a'} {unit}, "
             "log scale)",
-            scale.left, scale.right, spaced(scale), _compute_share,
+            scale.left, scale.right, spaced(scale), compute_share,
         ),
         yaxis=share_axis("", scale.bottom, scale.top, quality),
         shapes=shapes,
         annotations=notes,
         legend=False,  # the page has a key that explains the target too
     )  # fmt: skip
-
-
-def _compute_share(value: float) -> str:
-    return figures.share(value, int(value < 0.01))
 
 
 def _trace(kind: Kind, points: Sequence[Point]) -> dict[str, Any]:

@@ -160,6 +160,16 @@ def _upright(scale: Scale, without: float | None) -> str:
     return "".join(parts)
 
 
+def compute_share(value: float) -> str:
+    """A share on a log scale: as many places as it takes to tell it from 0.
+
+    Examples:
+        >>> compute_share(0.2), compute_share(1e-5)
+        ('20 %', '0.001 %')
+    """
+    return figures.share(value, max(0, -math.floor(math.log10(100 * value) + 1e-9)))
+
+
 def rounded_share(value: float) -> str:
     """A share with a digit behind the point only where it has one."""
     return figures.share(value, 0 if abs(100 * value - round(100 * value)) < 1e-6 else 1)
@@ -173,7 +183,7 @@ def _across(scale: Scale) -> str:
         parts.append(
             f'<line class="axis" x1="{x:.2f}%" x2="{x:.2f}%" y1="{BOTTOM}" y2="{BOTTOM + 5}"/>'
             f'<text class="tick" x="{x:.2f}%" y="{BOTTOM + 20}" text-anchor="middle">'
-            f"{figures.share(value, int(value < 0.01))}</text>"
+            f"{compute_share(value)}</text>"
         )
     return "".join(parts)
 
