@@ -9,7 +9,8 @@ ONNX Runtime is held against the teacher in PyTorch fp32, one thread each: how m
 row is answered, and how many times as many rows in batches, beside what the FLOPs alone would give.
 By arithmetic alone int8 could give up to four times that: an instruction of AVX-512 VNNI multiplies
 64 pairs of numbers, one of AVX-512 in fp32 16. What lies below is what does not shrink with the
-model: tokenising, embeddings, normalisation, the quantising itself.
+model: tokenising, embeddings, normalisation, the quantising itself. Times of a machine that was in
+use before they were taken tell little.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from paredown.recipes.gate import read_report
 
 COLUMNS = (
     "run", "rows", "teacher", "kept (95 % interval)", "each seed", "FLOPs", "int8 kept",
-    "one row, × sooner", "batches, × rows", "FLOPs alone",
+    "one row, × sooner", "batches, × rows", "FLOPs alone", "machine in use",
 )  # fmt: skip
 INT8 = ("student", "onnxruntime", "int8")
 TEACHER = ("teacher", "pytorch", "fp32")
@@ -85,6 +86,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         "" if row["int8"] is None else f"{row['int8']:.4f}",
         *times,
         f"{1 / row['compute']:.1f}",
+        "" if row["busy"] is None else f"{row['busy']:.0%}",
     ]
 
 
