@@ -52,7 +52,7 @@ def _json_prompt(row: Row, column: str | None) -> tuple[Any, str | None]:
     if isinstance(found, str | list):  # a prompt, or the turns of a conversation
         found = {column or "prompt": found}
     if not isinstance(found, dict):
-        return None, "expected an object, a text or messages"
+        return None, "expected a text, messages, or an object with them"
     key = next((name for name in ([column] if column else KEYS) if name in found), None)
     if key is None:
         wanted = column or " or ".join(KEYS)

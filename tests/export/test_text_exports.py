@@ -168,7 +168,7 @@ def test_predict_py_answers_where_torch_is_not(written: Written, tmp_path: Path)
     assert code == 1 and "6 of 7 rows could not be answered" in said
     errors = [answer.get("error", "") for answer in found]
     assert errors[0].startswith("not JSON")
-    assert errors[1] == "no key prompt or messages (there are: question)"
+    assert errors[1] == "no key prompt or messages or text (there are: question)"
     assert errors[2] == "expected a text or messages, found 3" and errors[3] == "empty"
     assert "was trained on texts" in errors[4] and "500 tokens" not in errors[5]
     assert "501 tokens" in errors[5] and "text" in found[6]
