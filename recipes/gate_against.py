@@ -99,10 +99,11 @@ def _folder(run: str | Path) -> Path:
 def _one_evaluation(mine: Path, theirs: Path) -> bool:
     """Whether both runs share an evaluation: its student is the same, and not worse than itself."""
     marks = [run / "stages" / "evaluate" / "stage.json" for run in (mine, theirs)]
-    if not all(mark.is_file() for mark in marks):
+    try:
+        first, second = (json.loads(mark.read_text(encoding="utf-8")) for mark in marks)
+        return bool(first["fingerprint"] == second["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):  # then their rows alone tell
         return False
-    first, second = (json.loads(mark.read_text(encoding="utf-8")) for mark in marks)
-    return bool(first["fingerprint"] == second["fingerprint"])
 
 
 def _stage(run: Path, name: str) -> Path:
