@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paredown.eval.errors import RunError
-from paredown.export.predict import Index
+from paredown.export.predict import Index, session_options
 from paredown.export.runner import load
 
 from .conftest import TEXTS, Exported
@@ -74,6 +76,23 @@ def test_rows_are_answered_as_by_the_runner(fmt: str, exported: Exported) -> Non
         assert [b["label"] for b in answer["top"]] == [b["label"] for b in one["top"]]
         assert answer["probability"] == pytest.approx(one["probability"], abs=2e-6)
         assert answer["probability"] == answer["top"][0]["probability"]
+
+
+@pytest.mark.parametrize("fmt", ["onnx", "onnx-int8"])
+def test_additions_and_norms_are_not_fused(fmt: str, exported: Exported, tmp_path: Path) -> None:
+    """Neither an older nor a newer ONNX Runtime is to ignore in silence what it was asked."""
+    _, folder, _ = exported("bert", "classification", fmt)
+    operators = []
+    for options in (onnxruntime.SessionOptions(), session_options(1)):
+        options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+        onnxruntime.InferenceSession(
+            str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
+        )
+        graph = onnx.load(tmp_path / "optimized.onnx").graph
+        operators.append({node.op_type for node in graph.node})
+    assert "SkipLayerNormalization" in operators[0]
+    assert "SkipLayerNormalization" not in operators[1]
+    assert "LayerNormalization" in operators[1]
 
 
 def test_probabilities_are_the_softmax_of_the_logits(classifier: Path) -> None:
