@@ -372,6 +372,13 @@ class Index:
         return answers
 
 
+def refuse_names(kind: str, column: str | None, pair_column: str | None = None) -> None:
+    """`PredictError` where keys or columns are named of rows that have none."""
+    if kind == "txt" and (column or pair_column):
+        option = "--column" if column else "--pair-column"
+        raise PredictError(f"{option} is for rows with keys or columns (jsonl, csv, tsv), not txt.")
+
+
 def read_rows(
     file: BinaryIO, kind: str, column: str | None, pair_column: str | None
 ) -> Iterator[Row]:
@@ -558,8 +565,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if options.threads == 1 else "true")
     providers = options.providers.split(",") if options.providers else None
+    kind = options.format or FORMATS.get(Path(options.file or "").suffix.lower(), "txt")
     failed = total = 0
     try:
+        refuse_names(kind, options.column, options.pair_column)
         predictor = Predictor(Path(__file__).parent, threads=options.threads, providers=providers)
         index = None
         if options.index:
@@ -568,8 +577,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             index = Index(options.index, options.texts, int(predictor.settings["width"]))
         elif options.top and predictor.settings["signal"] == "embedding":
             raise PredictError("--top needs --index: without one an embedding is all there is.")
-        ending = Path(options.file or "").suffix.lower()
-        kind = options.format or FORMATS.get(ending, "txt")
         file = open(options.file, "rb") if options.file else sys.stdin.buffer  # noqa: SIM115
         with file:
             rows = read_rows(file, kind, options.column, options.pair_column)

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING or __package__:
     from .generator import Generator
-    from .predict import FORMATS, PredictError, Row, checked, json_line, read_rows
+    from .predict import FORMATS, PredictError, Row, checked, json_line, read_rows, refuse_names
 else:  # in an exported folder, where export/predict.py is called rows.py
     from generator import Generator
-    from rows import FORMATS, PredictError, Row, checked, json_line, read_rows
+    from rows import FORMATS, PredictError, Row, checked, json_line, read_rows, refuse_names
 
 KEYS = ("prompt", "messages", "text")
 """Keys of a row in JSON, in the order they are looked for."""
@@ -117,13 +117,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if options.threads == 1 else "true")
     providers = options.providers.split(",") if options.providers else None
+    kind = options.format or FORMATS.get(Path(options.file or "").suffix.lower(), "txt")
     failed = total = 0
     try:
+        refuse_names(kind, options.column)
         generator = Generator(Path(__file__).parent, threads=options.threads, providers=providers)
         generator.batch = options.batch or generator.batch
         longest = options.max_new_tokens or generator.settings["max_new_tokens"]
         generator.settings["max_new_tokens"] = longest
-        kind = options.format or FORMATS.get(Path(options.file or "").suffix.lower(), "txt")
         file = open(options.file, "rb") if options.file else sys.stdin.buffer  # noqa: SIM115
         with file:
             rows = read_prompts(file, kind, options.column)

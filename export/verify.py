@@ -410,6 +410,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--flip-rate", type=float, help="share of decisions that may differ")
     parser.add_argument("--threads", type=int, help="threads (default: all cores)")
     options = parser.parse_args(arguments)
+    if options.threads is not None and options.threads < 1:
+        parser.error(f"--threads is a whole number of at least 1; got {options.threads}")
     folder = Path(__file__).parent
     writes = (folder / "generator.py").exists()
     program = importlib.import_module("generator" if writes else "predict")

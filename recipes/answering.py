@@ -21,6 +21,7 @@ from ..export.predict import (
     checked,
     json_line,
     read_rows,
+    refuse_names,
 )
 from ..export.verify import MANIFEST, Verified, VerifyError
 from ..export.verify import verify as verify_folder
@@ -149,9 +150,10 @@ def predict_file(
     kind = kind or FORMATS.get("" if source is None else source.suffix.lower(), "txt")
     if source is not None and not source.is_file() and not source.is_fifo():
         raise RecipeError(f"There is no file '{source}'.")
-    if kind == "txt" and (column or pair_column):
-        option = "--column" if column else "--pair-column"
-        raise RecipeError(f"{option} is for rows with keys or columns (jsonl, csv, tsv), not txt.")
+    try:
+        refuse_names(kind, column, pair_column)
+    except PredictError as error:
+        raise RecipeError(str(error)) from error
     model = open_model(folder, threads)
     found = _index(model, index, texts, top)
     total = failed = 0

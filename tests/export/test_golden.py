@@ -347,6 +347,8 @@ def test_the_folder_verifies_itself_where_only_three_packages_are(sealed: Sealed
     rewrite(folder, other_class)
     assert run_verify(folder).returncode == 3
     assert run_verify(folder, "--flip-rate", "2").returncode == 2
+    done = run_verify(folder, "--threads", "0")
+    assert done.returncode == 2 and "at least 1; got 0" in done.stderr
     (folder / "model.onnx").write_bytes(b"")
     done = run_verify(folder)
     assert done.returncode == 1 and "model.onnx was changed or is damaged" in done.stderr

@@ -220,6 +220,8 @@ def test_no_rows_are_no_error(classifier: Path) -> None:
     [
         (["nowhere.txt"], "nowhere.txt"),
         (["--top", "0"], "at least 1"),
+        (["--column", "question"], "--column is for rows with keys or columns"),
+        (["--pair-column", "b"], "--pair-column is for rows with keys or columns"),
         (["--texts", "a.jsonl"], "--texts needs --index"),
         (["--providers", "NoProvider"], "No provider 'NoProvider' here"),
         (["--index", "a.npy"], "--index is for embedding models"),

@@ -161,6 +161,8 @@ def test_predict_py_answers_where_torch_is_not(written: Written, tmp_path: Path)
     table = "id,question\n" + "".join(f'{i},"{text}"\n' for i, text in enumerate(texts))
     (tmp_path / "rows.csv").write_text(table, encoding="utf-8")
     assert predict(folder, tmp_path / "rows.csv", "--column", "question")[1] == expected
+    code, _, said = predict(folder, "--column", "question", rows=rows)
+    assert code == 2 and "--column is for rows with keys or columns" in said
     bad = ["{", '{"question": "a"}', '{"prompt": 3}', '{"prompt": " "}', '{"messages": []}',
            json.dumps({"prompt": "x" * 500}), '{"prompt": "fine"}']  # fmt: skip
     (tmp_path / "rows.jsonl").write_text("\n".join(bad))
