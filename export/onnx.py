@@ -157,13 +157,22 @@ def _batches(model: TextModel, rows: Sequence[dict[str, list[int]]]) -> list[dic
 
 
 def _trace(model: TextModel) -> onnx_ir.Model:
-    """The graph of a model's signal, batch and sequence dynamic."""
+    """The graph of a model's signal, batch and sequence dynamic.
+
+    Attention is traced as the products it is made of. Torch's fused one is taken apart into more
+    operators: a guard for rows without any token, and keys turned by way of their shapes.
+    """
     from torch.export import Dim
 
     batch = signal_sample(model)
     dims = {name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in batch}
     model.eval().requires_grad_(False)
-    return traced(SignalGraph(model).eval(), batch, dims, model.config.model_type)
+    ours = model.config._attn_implementation
+    model.backbone.set_attn_implementation("eager")
+    try:
+        return traced(SignalGraph(model).eval(), batch, dims, model.config.model_type)
+    finally:
+        model.backbone.set_attn_implementation(ours)
 
 
 def traced(
