@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,6 +17,21 @@ STEP_INPUTS = ("input_ids", "attention_mask", "position_ids")
 NEXT = "logits"
 TRACED_PAST = 4
 """Tokens of the cache in the sample that is traced; another number than that of its new ones."""
+
+
+@contextlib.contextmanager
+def plain_attention(model: TextModel) -> Iterator[None]:
+    """Attention as the products it is made of, while a block traces it operator by operator.
+
+    Torch's fused one would be taken apart into more: a guard for rows without any token, and keys
+    that are turned by way of their shapes.
+    """
+    ours = model.config._attn_implementation
+    model.backbone.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.backbone.set_attn_implementation(ours)
 
 
 class SignalGraph(nn.Module):

@@ -20,7 +20,7 @@ from ..eval.errors import RunError
 from ..eval.models import TextModel, load_model
 from .check import compare, refuse_difference
 from .folder import ALONE, output_name, signal_settings, write_companions
-from .graphs import SignalGraph, signal_sample
+from .graphs import SignalGraph, plain_attention, signal_sample
 from .noise import into_log
 from .predict import PredictError, Predictor
 from .quantizing import failed, quantized
@@ -157,22 +157,14 @@ def _batches(model: TextModel, rows: Sequence[dict[str, list[int]]]) -> list[dic
 
 
 def _trace(model: TextModel) -> onnx_ir.Model:
-    """The graph of a model's signal, batch and sequence dynamic.
-
-    Attention is traced as the products it is made of. Torch's fused one is taken apart into more
-    operators: a guard for rows without any token, and keys turned by way of their shapes.
-    """
+    """The graph of a model's signal, batch and sequence dynamic."""
     from torch.export import Dim
 
     batch = signal_sample(model)
     dims = {name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in batch}
     model.eval().requires_grad_(False)
-    ours = model.config._attn_implementation
-    model.backbone.set_attn_implementation("eager")
-    try:
+    with plain_attention(model):
         return traced(SignalGraph(model).eval(), batch, dims, model.config.model_type)
-    finally:
-        model.backbone.set_attn_implementation(ours)
 
 
 def traced(

@@ -17,7 +17,7 @@ from ..eval.models import TextModel, load_model
 from .check import compare_answers, refuse_difference
 from .folder import ALONE_TEXT, Answering, text_settings, write_companions
 from .generator import Generator
-from .graphs import StepGraph, step_axes, step_names, step_sample
+from .graphs import StepGraph, plain_attention, step_axes, step_names, step_sample
 from .onnx import BATCH, LIBRARIES, save_graph, tidy, traced
 from .predict import PredictError
 from .quantizing import quantized
@@ -111,7 +111,8 @@ def _fp32_graph(model: TextModel, base: Path | None) -> onnx_ir.Model:
     sample = step_sample(model)
     axes = step_axes(sample)
     model.eval().requires_grad_(False)
-    graph = traced(StepGraph(model).eval(), sample, axes, model.config.model_type)
+    with plain_attention(model):
+        graph = traced(StepGraph(model).eval(), sample, axes, model.config.model_type)
     inputs, outputs = step_names(len(sample["past"]) // 2)
     tidy(graph, _symbols(graph), outputs)
     for value, name in zip(graph.graph.inputs, inputs, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 
 from paredown.eval.cost import artefact_bytes
 from paredown.eval.errors import RunError
-from paredown.eval.models import load_model
+from paredown.eval.models import TextModel, load_model
 from paredown.eval.tasks import get_task
 from paredown.export import onnx as exporter
+from paredown.export.graphs import plain_attention
 from paredown.export.noise import into_log
 from paredown.export.runner import load
 
@@ -178,6 +180,16 @@ def test_an_export_that_answers_otherwise_is_refused(
     task = get_task("classification")
     with pytest.raises(RunError, match=r"answers differently from PyTorch \(by 0\.01"):
         exporter.export_onnx(checkpoint, task, tmp_path / "out", precision="fp32", threads=1)
+
+
+def test_a_model_has_its_own_attention_again(tiny_model: Callable[..., TextModel]) -> None:
+    model = tiny_model("bert", get_task("classification"))
+    ours = model.config._attn_implementation
+    assert ours == "sdpa"
+    with pytest.raises(RunError), plain_attention(model):
+        assert model.config._attn_implementation == "eager"
+        raise RunError("what the exporter says")
+    assert model.config._attn_implementation == ours
 
 
 def test_a_failing_exporter_is_one_message(
