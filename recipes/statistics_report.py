@@ -69,7 +69,10 @@ def p_value(value: float) -> str:
 
 
 def seeds_sentence(quality: Mapping[str, Any]) -> str | None:
-    """The spread between training runs beside the spread between rows; None for one run."""
+    """The spread between training runs beside the spread between rows; None for one run.
+
+    Only the first run's student is handed out, so what stands of one student is of that one.
+    """
     spread, ends = quality.get("retention_std_seeds"), quality["retention_ci95"]
     if spread is None or ends is None:
         return None
@@ -78,7 +81,8 @@ def seeds_sentence(quality: Mapping[str, Any]) -> str | None:
     return (
         f"Spread between {len(each)} training runs: standard deviation {figures.points(spread)} of "
         f"retention ({', '.join(each)}). Spread between test rows: 95 % interval of ± "
-        f"{figures.points(half)} around their mean."
+        f"{figures.points(half)} around their mean. Steps, exports, slices and differing rows are "
+        f"of the first of them, seed {quality['seeds'][0]['seed']}, whose student is handed out."
     )
 
 

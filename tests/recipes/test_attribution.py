@@ -229,6 +229,7 @@ def test_spread_over_seeds_stands_beside_that_over_rows(
     assert quality["retention_std_seeds"] == pytest.approx(np.std(each, ddof=1))
     (note,) = [note for note in report(classes)["notes"] if "Spread between" in note]
     assert "between 2 training runs" in note and "between test rows" in note
+    assert "of the first of them, seed 0, whose student is handed out" in note
     print_summary(report(classes), Console(width=130))
     text = capsys.readouterr().out
     for words in ("Attribution", "export, onnx", "student, distilled", "2 training seeds",
