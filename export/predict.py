@@ -35,6 +35,7 @@ CHARACTERS = (
     1 << 17
 )  # held, or tokenised, together: a token takes a hundred bytes until it is an id
 BLOCK_NUMBERS = 1 << 22  # numbers of an index that are looked at together: 16 MB
+CPU = "CPUExecutionProvider"
 FORMATS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 
 T = TypeVar("T")
@@ -52,8 +53,8 @@ class Row(NamedTuple):
     error: str | None = None
 
 
-def session_options(threads: int | None) -> Any:
-    """How ONNX Runtime should run a graph here: for all cores, unless told."""
+def session_options(threads: int | None, providers: Sequence[str] = (CPU,)) -> Any:
+    """How ONNX Runtime should run a graph: for all cores, unless told."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -62,9 +63,10 @@ def session_options(threads: int | None) -> Any:
     options.inter_op_num_threads = 1
     # Threads that go on spinning after an answer would slow down whatever else runs here.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # An addition and a norm fused into one take several times as long here as the two apart.
-    unwanted = "SkipLayerNormFusion"
-    options.add_session_config_entry("optimization.disable_specified_optimizers", unwanted)
+    if list(providers) == [CPU]:
+        # An addition and a norm fused into one take several times as long there as the two apart.
+        unwanted = "SkipLayerNormFusion"
+        options.add_session_config_entry("optimization.disable_specified_optimizers", unwanted)
     return options
 
 
@@ -74,11 +76,11 @@ def open_session(path: Path, threads: int | None, providers: Sequence[str] | Non
 
     if not path.is_file():
         raise PredictError(f"'{path.parent}' has no {path.name}; give the folder of an export.")
-    options = session_options(threads)
-    wanted = list(providers or ["CPUExecutionProvider"])
+    wanted = list(providers or [CPU])
     there = onnxruntime.get_available_providers()
     if missing := [name for name in wanted if name not in there]:
         raise PredictError(f"No provider '{missing[0]}' here; there are {', '.join(there)}.")
+    options = session_options(threads, wanted)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=wanted)
     except Exception as error:  # ONNX Runtime has a dozen kinds, without a common base
