@@ -4,14 +4,14 @@
     paredown run query_intent seeds=3 data.files.train=… data.files.test=…
     python benchmarks/runs.py runs/search_query runs/query_intent
 
-Nothing is measured here: the figures are those of each run's report.json; runs that were read before
-and are not named keep their rows. The student in int8 on ONNX Runtime is held against the teacher in
-PyTorch fp32, one thread each: how much sooner a single row is answered, and how many times as many
-rows in batches, the latter also divided by what the FLOPs alone would give. By arithmetic that
-quotient could be four: an instruction of AVX-512 VNNI multiplies 64 pairs of numbers, one of AVX-512
-in fp32 16. What lies below is what does not shrink with the model: tokenising, embeddings,
-normalisation, the quantising itself. Times of a machine that was in use before they were taken tell
-little.
+Nothing is measured here: the figures are those of each run's report.json; runs that were read
+before and are not named keep their rows. The student in int8 on ONNX Runtime is held against the
+teacher in PyTorch fp32, one thread each: how much sooner a single row is answered, and how many
+times as many rows in batches, the latter also divided by what the FLOPs alone would give. By
+arithmetic that quotient could be four: an instruction of AVX-512 VNNI multiplies 64 pairs of
+numbers, one of AVX-512 in fp32 16. What lies below is what does not shrink with the model:
+tokenising, embeddings, normalisation, the quantising itself. Times of a machine that was in use
+before they were taken tell little.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def main() -> None:
         table.add_row(*cells(row))
     Console(width=160).print(table)
     expected = (
-        "query_filters: 0.96 kept at 0.25; int8 25 times sooner where at least 0.97 is kept, and at "
-        "most 4 times the rows in batches that the FLOPs alone would give"
+        "query_filters: 0.96 kept at 0.25; int8 25 times sooner where at least 0.97 is kept, and "
+        "at most 4 times the rows in batches that the FLOPs alone would give"
     )
     write("runs", rows, expected=expected)
 
